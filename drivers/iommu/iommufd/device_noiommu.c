@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Which devices may be bound without an IOMMU
+ *
+ * A noiommu device is programmed with physical addresses, which is right only
+ * where a physical address is the address that reaches that memory from the
+ * device, and where the CPU sees what the device writes. iommufd always maps
+ * with IOMMU_CACHE, and userspace has no way to make up for a device that is
+ * not coherent.
+ */
+#include <kunit/static_stub.h>
+#include <linux/cc_platform.h>
+#include <linux/device.h>
+#include <linux/dma-map-ops.h>
+#include <linux/iommu.h>
+
+#include "iommufd_private.h"
+
+/*
+ * An SME host sets an encryption bit in each DMA address, and a confidential
+ * guest's private memory can't be reached by DMA at all.
+ */
+static bool noiommu_memory_is_encrypted(struct device *dev)
+{
+	KUNIT_STATIC_STUB_REDIRECT(noiommu_memory_is_encrypted, dev);
+	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
+}
+
+/* Xen's machine frames, and IOMMUs that are not under the IOMMU subsystem */
+static bool noiommu_has_dma_ops(struct device *dev)
+{
+	KUNIT_STATIC_STUB_REDIRECT(noiommu_has_dma_ops, dev);
+	return get_dma_ops(dev);
+}
+
+static bool noiommu_is_coherent(struct device *dev)
+{
+	KUNIT_STATIC_STUB_REDIRECT(noiommu_is_coherent, dev);
+	return dev_is_dma_coherent(dev);
+}
+
+/**
+ * iommufd_noiommu_check_device() - Can this device use physical addresses?
+ * @dev: Physical device
+ *
+ * What keeps a device from it is said in one line in the log.
+ *
+ * Context: Process context, before @dev is bound.
+ * Return: 0; -EINVAL if @dev is behind an IOMMU after all; -EOPNOTSUPP if a
+ * physical address is not what @dev must be programmed with or the CPU's caches
+ * don't see its DMA.
+ */
+int iommufd_noiommu_check_device(struct device *dev)
+{
+	const char *reason;
+
+	if (dev->iommu && dev->iommu->iommu_dev)
+		return -EINVAL;
+
+	if (dev->dma_range_map)
+		reason = "DMA addresses are offset from physical addresses";
+	else if (IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA))
+		reason = "the platform has DMA addresses of its own";
+	else if (noiommu_has_dma_ops(dev))
+		reason = "DMA is translated outside the IOMMU subsystem";
+	else if (noiommu_memory_is_encrypted(dev))
+		reason = "memory is encrypted";
+	else if (!noiommu_is_coherent(dev))
+		reason = "DMA is not cache coherent";
+	else
+		return 0;
+
+	dev_warn(dev, "can't be used without an IOMMU: %s\n", reason);
+	return -EOPNOTSUPP;
+}
+
+#if IS_ENABLED(CONFIG_IOMMUFD_NOIOMMU_KUNIT_TEST)
+#include "noiommu_kunit.c"
+#endif
