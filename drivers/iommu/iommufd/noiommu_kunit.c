@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KUnit tests of what iommufd_device_bind_noiommu() refuses. Included by
+ * device_noiommu.c, whose static functions are replaced: no one machine has
+ * every kind of device.
+ */
+#include <kunit/device.h>
+#include <kunit/test.h>
+#include <linux/dma-direct.h>
+
+static bool noiommu_answer_yes(struct device *dev)
+{
+	return true;
+}
+
+static bool noiommu_answer_no(struct device *dev)
+{
+	return false;
+}
+
+/* The test's device, made one that nothing is wrong with wherever this runs */
+static struct device *noiommu_good_device(struct kunit *test)
+{
+	struct device *dev = kunit_device_register(test, "noiommu");
+
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, dev);
+	kunit_activate_static_stub(test, noiommu_has_dma_ops,
+				   noiommu_answer_no);
+	kunit_activate_static_stub(test, noiommu_memory_is_encrypted,
+				   noiommu_answer_no);
+	kunit_activate_static_stub(test, noiommu_is_coherent,
+				   noiommu_answer_yes);
+	return dev;
+}
+
+static void noiommu_check_good(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev),
+			IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA) ? -EOPNOTSUPP :
+								  0);
+}
+
+static void noiommu_check_iommu(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+	struct iommu_device iommu_dev = {};
+	struct dev_iommu iommu = {};
+
+	dev->iommu = &iommu;
+	iommu.iommu_dev = &iommu_dev;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EINVAL);
+	dev->iommu = NULL;
+}
+
+static void noiommu_check_dma_range_map(struct kunit *test)
+{
+	static const struct bus_dma_region map[] = {
+		{ .cpu_start = 0, .dma_start = SZ_1G, .size = SZ_1G },
+		{}
+	};
+	struct device *dev = noiommu_good_device(test);
+
+	dev->dma_range_map = map;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+	/* Freed with the device otherwise */
+	dev->dma_range_map = NULL;
+}
+
+static void noiommu_check_dma_ops(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	kunit_activate_static_stub(test, noiommu_has_dma_ops,
+				   noiommu_answer_yes);
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+}
+
+static void noiommu_check_memory_encryption(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	kunit_activate_static_stub(test, noiommu_memory_is_encrypted,
+				   noiommu_answer_yes);
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+}
+
+static void noiommu_check_coherency(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	kunit_activate_static_stub(test, noiommu_is_coherent,
+				   noiommu_answer_no);
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+}
+
+static struct kunit_case noiommu_check_cases[] = {
+	KUNIT_CASE(noiommu_check_good),
+	KUNIT_CASE(noiommu_check_iommu),
+	KUNIT_CASE(noiommu_check_dma_range_map),
+	KUNIT_CASE(noiommu_check_dma_ops),
+	KUNIT_CASE(noiommu_check_memory_encryption),
+	KUNIT_CASE(noiommu_check_coherency),
+	{}
+};
+
+static struct kunit_suite noiommu_check_suite = {
+	.name = "iommufd_noiommu_check_device",
+	.test_cases = noiommu_check_cases,
+};
+kunit_test_suite(noiommu_check_suite);
