@@ -1,0 +1,1194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The user ABI of cdev noiommu, case by case, on devices without an IOMMU
+ *
+ * Run as root. Takes the devices named in the fixture's variants away from
+ * their drivers and binds them to vfio-pci. Those that are absent are skipped.
+ */
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/klog.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <linux/pci_regs.h>
+
+#include "kselftest_harness.h"
+#include "vfio_noiommu_util.h"
+
+#define PAGE 4096UL
+#define HUGE_PAGE (2UL << 20)
+#define IOVA 0x10000000UL
+
+/* Documentation/admin-guide/tainted-kernels.rst */
+#define TAINT_USER (1 << 6)
+
+#ifndef MFD_HUGETLB
+#define MFD_HUGETLB 4U
+#endif
+
+/*
+ * Run code in a child, where capabilities or a uid are dropped; what it
+ * returns is compared here.
+ */
+#define IN_CHILD(expected, code)					\
+	do {								\
+		int status;						\
+		pid_t pid = fork();					\
+									\
+		ASSERT_LE(0, pid);					\
+		if (!pid)						\
+			_exit(code);					\
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));		\
+		ASSERT_TRUE(WIFEXITED(status));				\
+		EXPECT_EQ(expected, WEXITSTATUS(status));		\
+	} while (0)
+
+static void *anon(size_t size, int flags)
+{
+	void *va = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+
+	return va == MAP_FAILED ? NULL : va;
+}
+
+/* Pages whose neighbours are elsewhere: touched in steps through the range */
+static void touch_scattered(char *va, size_t size)
+{
+	size_t nr = size / PAGE, i, step = 37;
+
+	madvise(va, size, MADV_NOHUGEPAGE);
+	while (nr % step == 0)
+		step += 2;
+	for (i = 0; i < nr; i++)
+		va[i * step % nr * PAGE] = i;
+}
+
+static int open_pinned_devices(const char *bdf, int *device, int *iommufd,
+			       uint32_t *dev_id)
+{
+	*device = cdev_open(bdf);
+	*iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (*device < 0 || *iommufd < 0)
+		return errno;
+	return bind_iommufd(*device, *iommufd, dev_id);
+}
+
+FIXTURE(noiommu)
+{
+	char bdf[256];
+	int device;
+	int iommufd;
+	uint32_t dev_id;
+	uint32_t ioas;
+	long long pinned;
+};
+
+FIXTURE_VARIANT(noiommu)
+{
+	const char *vendor;
+	const char *device;
+};
+
+FIXTURE_VARIANT_ADD(noiommu, nvme) { .vendor = "0x1b36", .device = "0x0010" };
+FIXTURE_VARIANT_ADD(noiommu, edu) { .vendor = "0x1234", .device = "0x11e8" };
+FIXTURE_VARIANT_ADD(noiommu, e1000e) { .vendor = "0x8086", .device = "0x10d3" };
+
+FIXTURE_SETUP(noiommu)
+{
+	char name[256];
+
+	self->device = -1;
+	self->iommufd = -1;
+	if (!find_device(variant->vendor, variant->device, self->bdf,
+			 sizeof(self->bdf)))
+		SKIP(return, "no device %s:%s", variant->vendor, variant->device);
+	ASSERT_EQ(0, noiommu_switch(true));
+	if (!cdev_name(self->bdf, name, sizeof(name))) {
+		device_unbind(self->bdf);
+		ASSERT_EQ(0, device_bind(self->bdf));
+	}
+	self->pinned = pinned_pages();
+	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+					 &self->iommufd, &self->dev_id));
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
+}
+
+FIXTURE_TEARDOWN(noiommu)
+{
+	close(self->device);
+	close(self->iommufd);
+	/* Whatever a test did and left behind, no pin is lost */
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/* A HWPT and the device attached to it, with nothing mapped */
+static int attach_hwpt(struct _test_data_noiommu *self, uint32_t *hwpt)
+{
+	uint32_t pt_id;
+	int rc = hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, hwpt);
+
+	pt_id = *hwpt;
+	return rc ? rc : attach_pt(self->device, &pt_id);
+}
+
+/*
+ * Nodes, the switch and who may open
+ */
+TEST_F(noiommu, node_names)
+{
+	char name[256], path[600], link[600];
+	struct stat node;
+	char dev[32], expected[32];
+
+	ASSERT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
+	EXPECT_EQ(0, strncmp(name, "noiommu-vfio", 12));
+	EXPECT_NE('\0', name[12]);
+	EXPECT_EQ(strlen(name + 12), strspn(name + 12, "0123456789"));
+
+	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
+	ASSERT_EQ(0, stat(path, &node));
+	EXPECT_TRUE(S_ISCHR(node.st_mode));
+	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/vfio-dev/%s/dev",
+		 self->bdf, name);
+	ASSERT_EQ(0, read_file(link, dev, sizeof(dev)));
+	snprintf(expected, sizeof(expected), "%u:%u",
+		 (unsigned int)(node.st_rdev >> 8 & 0xfff),
+		 (unsigned int)(node.st_rdev & 0xff));
+	EXPECT_STREQ(expected, dev);
+}
+
+TEST_F(noiommu, taint_and_log)
+{
+	static char log[1 << 20];
+	char taint[32], line[400];
+	int len;
+
+	ASSERT_EQ(0, read_file("/proc/sys/kernel/tainted", taint, sizeof(taint)));
+	EXPECT_NE(0, atol(taint) & TAINT_USER);
+
+	/* Registered anew, as the old line may have left the log */
+	close(self->device);
+	close(self->iommufd);
+	device_unbind(self->bdf);
+	ASSERT_EQ(0, klogctl(5 /* SYSLOG_ACTION_CLEAR */, NULL, 0));
+	ASSERT_EQ(0, device_bind(self->bdf));
+	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+					 &self->iommufd, &self->dev_id));
+	len = klogctl(3 /* SYSLOG_ACTION_READ_ALL */, log, sizeof(log) - 1);
+	ASSERT_LT(0, len);
+	log[len] = 0;
+	snprintf(line, sizeof(line),
+		 "%s: Adding kernel taint for vfio-noiommu cdev", self->bdf);
+	EXPECT_NE(NULL, strstr(log, line));
+	snprintf(line, sizeof(line), "%s: vfio-noiommu cdev opened by user (",
+		 self->bdf);
+	EXPECT_NE(NULL, strstr(log, line));
+}
+
+TEST_F(noiommu, open_needs_rawio)
+{
+	close(self->device);
+	IN_CHILD(0, ({ int fd = cdev_open(self->bdf); fd < 0 ? errno : 0; }));
+	IN_CHILD(EPERM, ({
+		drop_capability(CAP_SYS_RAWIO);
+		ERRNO_OF(cdev_open(self->bdf));
+	}));
+	/* Nothing is left open by the refusal */
+	self->device = cdev_open(self->bdf);
+	EXPECT_LE(0, self->device);
+}
+
+TEST_F(noiommu, open_needs_rawio_of_init_userns)
+{
+	int rc;
+
+	close(self->device);
+	self->device = -1;
+	/* Root of a user namespace of its own has every capability there */
+	if (unshare(CLONE_NEWUSER)) {
+		rc = errno;
+		SKIP(return, "no user namespaces (errno %d)", rc);
+	}
+	EXPECT_EQ(EPERM, ERRNO_OF(cdev_open(self->bdf)));
+}
+
+TEST_F(noiommu, switch_off_refuses_probe)
+{
+	char name[256];
+
+	close(self->device);
+	device_unbind(self->bdf);
+	ASSERT_EQ(0, noiommu_switch(false));
+	EXPECT_EQ(-EINVAL, device_bind(self->bdf));
+	EXPECT_FALSE(cdev_name(self->bdf, name, sizeof(name)));
+	ASSERT_EQ(0, noiommu_switch(true));
+	EXPECT_EQ(0, device_bind(self->bdf));
+	EXPECT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
+	self->device = -1;
+}
+
+TEST_F(noiommu, mode_is_kept_when_switched_off)
+{
+	uint32_t hwpt, ioas;
+
+	close(self->device);
+	close(self->iommufd);
+	ASSERT_EQ(0, noiommu_switch(false));
+	EXPECT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+					 &self->iommufd, &self->dev_id));
+	EXPECT_EQ(0, ioas_alloc(self->iommufd, &ioas));
+	EXPECT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, ioas, 0, &hwpt));
+	EXPECT_EQ(0, attach_pt(self->device, &hwpt));
+	EXPECT_EQ(0, noiommu_switch(true));
+}
+
+TEST_F(noiommu, group_and_cdev_exclude_each_other)
+{
+	char path[600];
+	int group;
+
+	if (!group_path(self->bdf, path, sizeof(path)))
+		SKIP(return, "no group noiommu");
+
+	/* The cdev is bound */
+	EXPECT_EQ(EBUSY, ERRNO_OF(open(path, O_RDWR)));
+	close(self->device);
+	group = open(path, O_RDWR);
+	EXPECT_LE(0, group);
+	/* An open cdev does nothing until it is bound */
+	self->device = cdev_open(self->bdf);
+	EXPECT_LE(0, self->device);
+	EXPECT_EQ(EBUSY, bind_iommufd(self->device, self->iommufd, &self->dev_id));
+	close(group);
+	EXPECT_EQ(0, bind_iommufd(self->device, self->iommufd, &self->dev_id));
+}
+
+/*
+ * Bind, attach, replace, detach
+ */
+TEST_F(noiommu, bind)
+{
+	uint32_t dev_id;
+	int second;
+
+	EXPECT_NE(0, self->dev_id);
+	EXPECT_EQ(EINVAL, bind_iommufd(self->device, self->iommufd, &dev_id));
+	second = cdev_open(self->bdf);
+	ASSERT_LE(0, second);
+	EXPECT_EQ(EINVAL, bind_iommufd(second, self->iommufd, &dev_id));
+	close(second);
+	/* The first is none the worse for it */
+	EXPECT_EQ(0, attach_pt(self->device, &self->ioas));
+}
+
+TEST_F(noiommu, bind_bad_fd)
+{
+	uint32_t dev_id;
+
+	close(self->device);
+	self->device = cdev_open(self->bdf);
+	ASSERT_LE(0, self->device);
+	EXPECT_EQ(EINVAL, bind_iommufd(self->device, -1, &dev_id));
+	EXPECT_EQ(EBADFD, bind_iommufd(self->device, self->device, &dev_id));
+	EXPECT_EQ(0, bind_iommufd(self->device, self->iommufd, &dev_id));
+}
+
+TEST_F(noiommu, attach_bad_id)
+{
+	struct vfio_device_attach_iommufd_pt attach = {
+		.argsz = sizeof(attach),
+		.flags = 1U << 31,
+		.pt_id = self->ioas,
+	};
+	uint32_t id = 0xdead;
+
+	EXPECT_EQ(ENOENT, attach_pt(self->device, &id));
+	id = self->dev_id;
+	EXPECT_EQ(EINVAL, attach_pt(self->device, &id));
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->device,
+					 VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)));
+	/* Detach of what is not attached, as with an IOMMU */
+	EXPECT_EQ(0, detach_pt(self->device));
+	EXPECT_EQ(0, attach_pt(self->device, &self->ioas));
+}
+
+TEST_F(noiommu, attach_pasid)
+{
+	struct vfio_device_attach_iommufd_pt attach = {
+		.argsz = sizeof(attach),
+		.flags = VFIO_DEVICE_ATTACH_PASID,
+		.pasid = 1,
+	};
+	uint32_t ids[2] = { self->ioas };
+	int i;
+
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &ids[1]));
+	for (i = 0; i < 2; i++) {
+		attach.pt_id = ids[i];
+		EXPECT_EQ(EINVAL,
+			  ERRNO_OF(ioctl(self->device,
+					 VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)));
+	}
+	/* Nothing keeps the HWPT or the IOAS */
+	EXPECT_EQ(0, destroy(self->iommufd, ids[1]));
+	EXPECT_EQ(0, destroy(self->iommufd, self->ioas));
+}
+
+TEST_F(noiommu, attach_to_ioas_makes_a_hwpt)
+{
+	uint32_t pt_id = self->ioas, again = self->ioas;
+
+	ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+	EXPECT_NE(self->ioas, pt_id);
+	EXPECT_EQ(EBUSY, destroy(self->iommufd, pt_id));
+	EXPECT_EQ(EBUSY, destroy(self->iommufd, self->ioas));
+	/* Attaching to the same IOAS once more finds the same HWPT */
+	ASSERT_EQ(0, attach_pt(self->device, &again));
+	EXPECT_EQ(pt_id, again);
+	ASSERT_EQ(0, detach_pt(self->device));
+	/* It was made by attaching and went with it */
+	EXPECT_EQ(ENOENT, destroy(self->iommufd, pt_id));
+	EXPECT_EQ(0, destroy(self->iommufd, self->ioas));
+}
+
+TEST_F(noiommu, replace_in_every_direction)
+{
+	uint32_t ioas_b, pts[5], pa_ioas[5], from, to, pt_id;
+	char *mem[2];
+	uint64_t length, phys;
+
+	/* Two IOASes, HWPTs in both, and each IOAS with memory of its own */
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &ioas_b));
+	pts[0] = self->ioas;
+	pts[1] = ioas_b;
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &pts[2]));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &pts[3]));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, ioas_b, 0, &pts[4]));
+	pa_ioas[0] = pa_ioas[2] = pa_ioas[3] = self->ioas;
+	pa_ioas[1] = pa_ioas[4] = ioas_b;
+	mem[0] = anon(PAGE, MAP_POPULATE);
+	mem[1] = anon(PAGE, MAP_POPULATE);
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, mem[0], PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->iommufd, ioas_b, mem[1], PAGE, IOVA, MAP_RW));
+
+	for (from = 0; from < 5; from++) {
+		for (to = 0; to < 5; to++) {
+			pt_id = pts[from];
+			ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+			pt_id = pts[to];
+			ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+			if (to >= 2)
+				EXPECT_EQ(pts[to], pt_id);
+			/* The new one is in use, and the old one is not */
+			EXPECT_EQ(EBUSY, destroy(self->iommufd, pt_id));
+			length = PAGE;
+			ASSERT_EQ(0, get_pa(self->iommufd, pa_ioas[to], IOVA,
+					    &length, &phys));
+			EXPECT_EQ(pagemap_pa(mem[pa_ioas[to] == ioas_b]), phys);
+			ASSERT_EQ(0, detach_pt(self->device));
+		}
+	}
+	for (from = 2; from < 5; from++)
+		EXPECT_EQ(0, destroy(self->iommufd, pts[from]));
+}
+
+TEST_F(noiommu, failed_replace_changes_nothing)
+{
+	uint32_t hwpt, id = 0xdead;
+
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	EXPECT_EQ(ENOENT, attach_pt(self->device, &id));
+	id = self->dev_id;
+	EXPECT_EQ(EINVAL, attach_pt(self->device, &id));
+	EXPECT_EQ(EBUSY, destroy(self->iommufd, hwpt));
+	ASSERT_EQ(0, detach_pt(self->device));
+	EXPECT_EQ(0, destroy(self->iommufd, hwpt));
+}
+
+TEST_F(noiommu, several_hwpts_of_one_ioas)
+{
+	uint32_t hwpts[4];
+	char *mem = anon(16 * PAGE, 0);
+	int i;
+
+	touch_scattered(mem, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, mem, 16 * PAGE, IOVA, MAP_RW));
+	/* Nothing is pinned, and no physical address known, before the first */
+	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	for (i = 0; i < 4; i++) {
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas,
+					0, &hwpts[i]));
+		EXPECT_EQ(self->pinned + 16, pinned_pages());
+	}
+	/* The first gone, the last, and those between: whoever stores the PFNs */
+	EXPECT_EQ(0, destroy(self->iommufd, hwpts[0]));
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA + 15 * PAGE));
+	EXPECT_EQ(0, destroy(self->iommufd, hwpts[3]));
+	EXPECT_EQ(0, destroy(self->iommufd, hwpts[1]));
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA + 15 * PAGE));
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(0, destroy(self->iommufd, hwpts[2]));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/*
+ * What needs an IOMMU is refused
+ */
+TEST_F(noiommu, hwpt_flags_and_user_data)
+{
+	static const uint32_t flags[] = {
+		IOMMU_HWPT_ALLOC_NEST_PARENT,
+		IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+		IOMMU_HWPT_FAULT_ID_VALID,
+		IOMMU_HWPT_ALLOC_PASID,
+		IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID,
+		1U << 31,
+	};
+	struct iommu_fault_alloc fault = { .size = sizeof(fault) };
+	struct iommu_hwpt_alloc alloc = {
+		.size = sizeof(alloc),
+		.dev_id = self->dev_id,
+		.pt_id = self->ioas,
+	};
+	uint64_t data = 0;
+	unsigned int i;
+
+	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_FAULT_QUEUE_ALLOC, &fault));
+	alloc.fault_id = fault.out_fault_id;
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		alloc.flags = flags[i];
+		EXPECT_EQ(EOPNOTSUPP,
+			  ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)))
+			TH_LOG("flags %#x", flags[i]);
+	}
+	close(fault.out_fault_fd);
+
+	alloc.flags = 0;
+	alloc.__reserved = 1;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	alloc.__reserved = 0;
+	alloc.data_type = IOMMU_HWPT_DATA_VTD_S1;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	alloc.data_len = sizeof(data);
+	alloc.data_uptr = (uintptr_t)&data;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	/* Nesting */
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &alloc.pt_id));
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	alloc.data_type = IOMMU_HWPT_DATA_NONE;
+	alloc.data_len = 0;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	/* Not a page table, and nothing at all */
+	alloc.pt_id = self->dev_id;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+	alloc.pt_id = 0xdead;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->iommufd, IOMMU_HWPT_ALLOC, &alloc)));
+}
+
+TEST_F(noiommu, iommu_objects)
+{
+	struct iommu_hw_info info = {
+		.size = sizeof(info),
+		.dev_id = self->dev_id,
+	};
+	struct iommu_viommu_alloc viommu = {
+		.size = sizeof(viommu),
+		.type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
+		.dev_id = self->dev_id,
+	};
+	struct iommu_vdevice_alloc vdevice = {
+		.size = sizeof(vdevice),
+		.viommu_id = 0xdead,
+		.dev_id = self->dev_id,
+	};
+	struct iommu_hwpt_set_dirty_tracking set_dirty = {
+		.size = sizeof(set_dirty),
+		.flags = IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
+	};
+	uint64_t bitmap[8];
+	struct iommu_hwpt_get_dirty_bitmap get_dirty = {
+		.size = sizeof(get_dirty),
+		.iova = IOVA,
+		.length = PAGE,
+		.page_size = PAGE,
+		.data = (uintptr_t)bitmap,
+	};
+	struct iommu_hwpt_invalidate invalidate = { .size = sizeof(invalidate) };
+
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_GET_HW_INFO, &info)));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0,
+				&viommu.hwpt_id));
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(ioctl(self->iommufd, IOMMU_VIOMMU_ALLOC, &viommu)));
+	EXPECT_EQ(ENOENT,
+		  ERRNO_OF(ioctl(self->iommufd, IOMMU_VDEVICE_ALLOC, &vdevice)));
+	set_dirty.hwpt_id = viommu.hwpt_id;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd,
+					     IOMMU_HWPT_SET_DIRTY_TRACKING, &set_dirty)));
+	get_dirty.hwpt_id = viommu.hwpt_id;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd,
+					     IOMMU_HWPT_GET_DIRTY_BITMAP, &get_dirty)));
+	invalidate.hwpt_id = viommu.hwpt_id;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->iommufd,
+					 IOMMU_HWPT_INVALIDATE, &invalidate)));
+}
+
+/*
+ * IOMMU_IOAS_NOIOMMU_GET_PA
+ */
+TEST_F(noiommu, get_pa_errors)
+{
+	struct {
+		struct iommu_ioas_noiommu_get_pa cmd;
+		uint64_t tail[2];
+	} buf, good = {
+		.cmd = {
+			.size = sizeof(buf.cmd),
+			.ioas_id = self->ioas,
+			.iova = IOVA,
+			.length = PAGE,
+		},
+	};
+	char *mem = anon(PAGE, MAP_POPULATE);
+	uint32_t hwpt;
+
+#define GET_PA(member, value) ({						\
+	buf = good;								\
+	buf.member = value;							\
+	ERRNO_OF(ioctl(self->iommufd, IOMMU_IOAS_NOIOMMU_GET_PA, &buf));	\
+})
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, mem, PAGE, IOVA, MAP_RW));
+	EXPECT_EQ(EOPNOTSUPP, GET_PA(cmd.length, 1));
+	/* That nothing is mapped is seen before what would hold it */
+	EXPECT_EQ(ENOENT, GET_PA(cmd.iova, IOVA + PAGE));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &hwpt));
+
+	EXPECT_EQ(0, GET_PA(cmd.length, PAGE));
+	EXPECT_EQ(EOPNOTSUPP, GET_PA(cmd.flags, 1U << 31));
+	EXPECT_EQ(EOPNOTSUPP, GET_PA(cmd.flags, 1U << 1));
+	EXPECT_EQ(EOPNOTSUPP, GET_PA(cmd.__reserved, 1));
+	EXPECT_EQ(EINVAL, GET_PA(cmd.length, 0));
+	EXPECT_EQ(EOVERFLOW, GET_PA(cmd.iova, ULONG_MAX));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.iova, ULONG_MAX - 1));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.ioas_id, 0));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.ioas_id, 0xdead));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.ioas_id, hwpt));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.ioas_id, self->dev_id));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.iova, IOVA - 1));
+	EXPECT_EQ(ENOENT, GET_PA(cmd.iova, IOVA + PAGE));
+	EXPECT_EQ(EINVAL, GET_PA(cmd.size, 0));
+	EXPECT_EQ(EINVAL, GET_PA(cmd.size, sizeof(buf.cmd) - 1));
+	/* A longer struct is fine if what is behind it is zero */
+	EXPECT_EQ(0, GET_PA(cmd.size, sizeof(buf)));
+	good.cmd.size = sizeof(buf);
+	EXPECT_EQ(E2BIG, GET_PA(tail[1], 1));
+	good.cmd.size = sizeof(buf.cmd);
+	/* No length is too long */
+	EXPECT_EQ(0, GET_PA(cmd.length, ULLONG_MAX));
+	EXPECT_EQ(PAGE, buf.cmd.length);
+	EXPECT_EQ(0, GET_PA(cmd.length, ULONG_MAX - IOVA));
+	EXPECT_EQ(PAGE, buf.cmd.length);
+#undef GET_PA
+}
+
+TEST_F(noiommu, get_pa_needs_rawio)
+{
+	char *mem = anon(PAGE, MAP_POPULATE);
+	uint32_t hwpt;
+
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, mem, PAGE, IOVA, MAP_RW));
+	/* Also with fds that someone privileged opened */
+	IN_CHILD(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	IN_CHILD(EPERM, ({
+		drop_capability(CAP_SYS_RAWIO);
+		get_pa_errno(self->iommufd, self->ioas, IOVA);
+	}));
+	/* Before anything else is looked at */
+	IN_CHILD(EPERM, ({
+		drop_capability(CAP_SYS_RAWIO);
+		get_pa_errno(self->iommufd, 0xdead, ULONG_MAX);
+	}));
+}
+
+/*
+ * Every page of [va, va + size), mapped at iova, against pagemap; then the whole
+ * in as few calls as it takes: each run has to be contiguous, and the longest.
+ */
+static void check_pas(struct __test_metadata *_metadata,
+		      struct _test_data_noiommu *self, char *va,
+		      uint64_t iova, size_t size)
+{
+	uint64_t phys, length, expected, next;
+	size_t offset, runs = 0;
+
+	for (offset = 0; offset < size; offset += PAGE) {
+		expected = pagemap_pa(va + offset);
+		ASSERT_NE(0, expected);
+		length = PAGE;
+		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, iova + offset,
+				    &length, &phys));
+		ASSERT_EQ(expected, phys) TH_LOG("page %zu", offset / PAGE);
+		ASSERT_EQ(PAGE, length);
+		/* From the middle of the page, to its end and not beyond */
+		length = PAGE - 0x123;
+		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
+				    iova + offset + 0x123, &length, &phys));
+		ASSERT_EQ(expected + 0x123, phys);
+		ASSERT_EQ(PAGE - 0x123, length);
+		length = 1;
+		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
+				    iova + offset + PAGE - 1, &length, &phys));
+		ASSERT_EQ(expected + PAGE - 1, phys);
+		ASSERT_EQ(1, length);
+	}
+
+	for (offset = 0; offset < size; offset += length, runs++) {
+		length = size - offset;
+		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, iova + offset,
+				    &length, &phys));
+		ASSERT_EQ(0, length % PAGE);
+		ASSERT_GE(size - offset, length);
+		for (next = 0; next < length; next += PAGE)
+			ASSERT_EQ(pagemap_pa(va + offset + next), phys + next);
+		if (offset + length < size)
+			ASSERT_NE(pagemap_pa(va + offset + length), phys + length);
+	}
+	TH_LOG("%zu pages in %zu runs", size / PAGE, runs);
+}
+
+TEST_F(noiommu, get_pa_scattered)
+{
+	size_t size = 512 * PAGE;
+	char *va = anon(size, 0);
+	uint32_t hwpt;
+
+	touch_scattered(va, size);
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, size, IOVA, MAP_RW));
+	check_pas(_metadata, self, va, IOVA, size);
+}
+
+TEST_F(noiommu, get_pa_mapped_before_the_hwpt)
+{
+	size_t size = 64 * PAGE;
+	char *va = anon(size, 0);
+	uint32_t hwpt;
+
+	touch_scattered(va, size);
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, size, IOVA, MAP_RW));
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	check_pas(_metadata, self, va, IOVA, size);
+}
+
+TEST_F(noiommu, get_pa_thp)
+{
+	char *va = anon(3 * HUGE_PAGE, 0);
+	uint32_t hwpt;
+
+	va = (char *)(((uintptr_t)va + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
+	if (madvise(va, 2 * HUGE_PAGE, MADV_HUGEPAGE))
+		SKIP(return, "no transparent huge pages");
+	memset(va, 1, 2 * HUGE_PAGE);
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	/* Unaligned in both: an IOVA that is no multiple of the huge page */
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 3 * PAGE,
+			      2 * HUGE_PAGE - 5 * PAGE, IOVA + PAGE, MAP_RW));
+	check_pas(_metadata, self, va + 3 * PAGE, IOVA + PAGE,
+		  2 * HUGE_PAGE - 5 * PAGE);
+}
+
+TEST_F(noiommu, get_pa_hugetlb)
+{
+	uint64_t length = 2 * HUGE_PAGE, phys;
+	uint32_t hwpt;
+	char *va;
+
+	write_file("/proc/sys/vm/nr_hugepages", "16");
+	va = anon(2 * HUGE_PAGE, MAP_HUGETLB);
+	if (!va)
+		SKIP(return, "no huge pages");
+	memset(va, 1, 2 * HUGE_PAGE);
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 2 * HUGE_PAGE,
+			      IOVA, MAP_RW));
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA, &length, &phys));
+	EXPECT_LE(HUGE_PAGE, length);
+	EXPECT_EQ(0, phys % HUGE_PAGE);
+	check_pas(_metadata, self, va, IOVA, 2 * HUGE_PAGE);
+	munmap(va, 2 * HUGE_PAGE);
+}
+
+TEST_F(noiommu, get_pa_file)
+{
+	unsigned int huge;
+	uint32_t hwpt;
+
+	write_file("/proc/sys/vm/nr_hugepages", "16");
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	for (huge = 0; huge < 2; huge++) {
+		size_t size = huge ? 2 * HUGE_PAGE : 64 * PAGE;
+		int fd = syscall(SYS_memfd_create, "noiommu",
+				 huge ? MFD_HUGETLB : 0);
+		char *va;
+
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, ftruncate(fd, size));
+		va = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		ASSERT_NE(MAP_FAILED, va);
+		memset(va, 1, size);
+		/* From the second page on: IOVA and file offset differ */
+		ASSERT_EQ(0, ioas_map_file(self->iommufd, self->ioas, fd, PAGE,
+					   size - PAGE, IOVA));
+		check_pas(_metadata, self, va + PAGE, IOVA, size - PAGE);
+		ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, size - PAGE));
+		munmap(va, size);
+		close(fd);
+	}
+}
+
+TEST_F(noiommu, get_pa_shared_and_read_only)
+{
+	size_t size = 32 * PAGE;
+	char *shared = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *ro = anon(size, MAP_POPULATE);
+	uint32_t hwpt;
+
+	ASSERT_NE(MAP_FAILED, shared);
+	memset(shared, 1, size);
+	memset(ro, 1, size);
+	ASSERT_EQ(0, mprotect(ro, size, PROT_READ));
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, shared, size, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, ro, size, IOVA + HUGE_PAGE,
+			      IOMMU_IOAS_MAP_READABLE));
+	check_pas(_metadata, self, shared, IOVA, size);
+	check_pas(_metadata, self, ro, IOVA + HUGE_PAGE, size);
+}
+
+TEST_F(noiommu, get_pa_without_large_pages)
+{
+	struct iommu_option option = {
+		.size = sizeof(option),
+		.option_id = IOMMU_OPTION_HUGE_PAGES,
+		.op = IOMMU_OPTION_OP_SET,
+		.object_id = self->ioas,
+		.val64 = 0,
+	};
+	uint32_t hwpt;
+	char *va;
+
+	write_file("/proc/sys/vm/nr_hugepages", "16");
+	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
+	if (!va)
+		SKIP(return, "no huge pages");
+	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_OPTION, &option));
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, HUGE_PAGE, IOVA, MAP_RW));
+	check_pas(_metadata, self, va, IOVA, HUGE_PAGE);
+	munmap(va, HUGE_PAGE);
+}
+
+TEST_F(noiommu, get_pa_stops_at_a_hole)
+{
+	uint64_t length, phys;
+	uint32_t hwpt;
+	char *va;
+
+	write_file("/proc/sys/vm/nr_hugepages", "16");
+	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
+	if (!va)
+		SKIP(return, "no huge pages");
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	/* Physically all one piece; in IOVAs two areas, a hole, one area */
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 3 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 3 * PAGE, 2 * PAGE,
+			      IOVA + 3 * PAGE, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 6 * PAGE, PAGE,
+			      IOVA + 6 * PAGE, MAP_RW));
+	length = HUGE_PAGE;
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA + 7, &length, &phys));
+	EXPECT_EQ(5 * PAGE - 7, length);
+	EXPECT_EQ(pagemap_pa(va) + 7, phys);
+	/* Areas that touch in IOVA but not physically */
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 9 * PAGE, PAGE,
+			      IOVA + 5 * PAGE, MAP_RW));
+	length = HUGE_PAGE;
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA, &length, &phys));
+	EXPECT_EQ(5 * PAGE, length);
+	munmap(va, HUGE_PAGE);
+}
+
+TEST_F(noiommu, get_pa_at_the_ends)
+{
+	static const uint64_t iovas[] = {
+		0, 1ULL << 30, 1ULL << 39, 1ULL << 48, 1ULL << 57, 1ULL << 63,
+		-PAGE, -2 * PAGE,
+	};
+	char *va = anon(PAGE, MAP_POPULATE);
+	uint64_t length, phys;
+	uint32_t hwpt;
+	unsigned int i;
+
+	/* The page table grows by itself to the last IOVA */
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	for (i = 0; i < ARRAY_SIZE(iovas); i++)
+		ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, PAGE,
+				      iovas[i], MAP_RW));
+	for (i = 0; i < ARRAY_SIZE(iovas); i++) {
+		length = ULLONG_MAX;
+		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, iovas[i] + 5,
+				    &length, &phys));
+		EXPECT_EQ(pagemap_pa(va) + 5, phys);
+		EXPECT_EQ(PAGE - 5, length);
+	}
+}
+
+TEST_F(noiommu, unmap_and_copy_while_attached)
+{
+	struct iommu_ioas_copy copy = {
+		.size = sizeof(copy),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
+		.src_ioas_id = self->ioas,
+		.length = 16 * PAGE,
+		.dst_iova = 5 * HUGE_PAGE,
+		.src_iova = IOVA,
+	};
+	char *va = anon(16 * PAGE, 0);
+	uint64_t length, phys;
+	uint32_t hwpt, other;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &copy.dst_ioas_id));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, copy.dst_ioas_id, 0,
+				&other));
+	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_IOAS_COPY, &copy));
+	/* Pinned once for both */
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, 16 * PAGE));
+	EXPECT_EQ(ENOENT, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	length = PAGE;
+	ASSERT_EQ(0, get_pa(self->iommufd, copy.dst_ioas_id,
+			    copy.dst_iova + 7 * PAGE, &length, &phys));
+	EXPECT_EQ(pagemap_pa(va + 7 * PAGE), phys);
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, copy.dst_ioas_id, 0, ULLONG_MAX));
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/*
+ * Accounting and pins, in every order of going away
+ */
+TEST_F(noiommu, pins_return_in_every_order_of_close)
+{
+	enum { DEVICE_FIRST, IOMMUFD_FIRST, DETACH, UNMAP, DESTROY, NR_ORDERS };
+	int order;
+
+	close(self->device);
+	close(self->iommufd);
+	for (order = 0; order < NR_ORDERS; order++) {
+		char *va = anon(64 * PAGE, MAP_POPULATE);
+		uint32_t pt_id;
+
+		ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+						 &self->iommufd, &self->dev_id));
+		ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
+		pt_id = self->ioas;
+		ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+		ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 64 * PAGE,
+				      IOVA, MAP_RW));
+		EXPECT_EQ(self->pinned + 64, pinned_pages());
+		EXPECT_EQ(256, read_field("/proc/self/status", "VmPin:"));
+
+		switch (order) {
+		case DEVICE_FIRST:
+			close(self->device);
+			break;
+		case IOMMUFD_FIRST:
+			close(self->iommufd);
+			/* The device still holds the iommufd */
+			EXPECT_EQ(self->pinned + 64, pinned_pages());
+			break;
+		case DETACH:
+			EXPECT_EQ(0, detach_pt(self->device));
+			EXPECT_EQ(self->pinned, pinned_pages());
+			break;
+		case UNMAP:
+			EXPECT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA,
+						64 * PAGE));
+			EXPECT_EQ(self->pinned, pinned_pages());
+			break;
+		case DESTROY:
+			EXPECT_EQ(0, detach_pt(self->device));
+			EXPECT_EQ(0, destroy(self->iommufd, self->ioas));
+			break;
+		}
+		if (order != DEVICE_FIRST)
+			close(self->device);
+		if (order != IOMMUFD_FIRST)
+			close(self->iommufd);
+		EXPECT_EQ(self->pinned, pinned_pages());
+		EXPECT_EQ(0, read_field("/proc/self/status", "VmPin:"));
+		munmap(va, 64 * PAGE);
+	}
+	self->device = -1;
+	self->iommufd = -1;
+}
+
+TEST_F(noiommu, pins_return_after_sigkill)
+{
+	int ready[2], status;
+	uint32_t dev_id;
+	char byte;
+	pid_t pid;
+
+	close(self->device);
+	close(self->iommufd);
+	ASSERT_EQ(0, pipe(ready));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		int device, iommufd;
+		uint32_t ioas, pt_id;
+		char *va = anon(64 * PAGE, MAP_POPULATE);
+
+		if (open_pinned_devices(self->bdf, &device, &iommufd, &dev_id) ||
+		    ioas_alloc(iommufd, &ioas))
+			_exit(1);
+		pt_id = ioas;
+		if (attach_pt(device, &pt_id) ||
+		    ioas_map(iommufd, ioas, va, 64 * PAGE, IOVA, MAP_RW))
+			_exit(1);
+		if (write(ready[1], "", 1) != 1)
+			_exit(1);
+		pause();
+		_exit(0);
+	}
+	close(ready[1]);
+	ASSERT_EQ(1, read(ready[0], &byte, 1));
+	EXPECT_EQ(self->pinned + 64, pinned_pages());
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(self->pinned, pinned_pages());
+	/* The device is free again */
+	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+					 &self->iommufd, &self->dev_id));
+}
+
+/* As a user without CAP_IPC_LOCK, who may lock 64 pages */
+static int map_as_user(struct _test_data_noiommu *self, char *va, size_t pages)
+{
+	struct rlimit limit = { 64 * PAGE, 64 * PAGE };
+
+	if (setrlimit(RLIMIT_MEMLOCK, &limit) || setuid(12345))
+		return 255;
+	return ioas_map(self->iommufd, self->ioas, va, pages * PAGE, IOVA, MAP_RW);
+}
+
+TEST_F(noiommu, locked_memory_is_accounted)
+{
+	char *va = anon(65 * PAGE, MAP_POPULATE);
+	uint32_t hwpt;
+
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	IN_CHILD(ENOMEM, map_as_user(self, va, 65));
+	EXPECT_EQ(self->pinned, pinned_pages());
+	/* The limit is that of the user: used up, and free after the unmap */
+	IN_CHILD(0, map_as_user(self, va, 64));
+	EXPECT_EQ(self->pinned + 64, pinned_pages());
+	IN_CHILD(ENOMEM, ({
+		struct rlimit limit = { 64 * PAGE, 64 * PAGE };
+
+		setrlimit(RLIMIT_MEMLOCK, &limit) || setuid(12345) ? 255 :
+			ioas_map(self->iommufd, self->ioas, va, PAGE,
+				 IOVA + HUGE_PAGE, MAP_RW);
+	}));
+	EXPECT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, 64 * PAGE));
+	IN_CHILD(0, map_as_user(self, va, 64));
+	EXPECT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, 64 * PAGE));
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/*
+ * The device itself
+ */
+static off_t region_offset(int device, unsigned int index, size_t *size)
+{
+	struct vfio_region_info region = {
+		.argsz = sizeof(region),
+		.index = index,
+	};
+
+	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region))
+		return -1;
+	if (size)
+		*size = region.size;
+	return region.offset;
+}
+
+TEST_F(noiommu, bus_mastering_is_off_after_close)
+{
+	off_t config = region_offset(self->device, VFIO_PCI_CONFIG_REGION_INDEX, NULL);
+	uint16_t command;
+	char path[600];
+	int fd;
+
+	ASSERT_LE(0, config);
+	ASSERT_EQ(2, pread(self->device, &command, 2, config + PCI_COMMAND));
+	EXPECT_EQ(0, command & PCI_COMMAND_MASTER);
+	command |= PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY;
+	ASSERT_EQ(2, pwrite(self->device, &command, 2, config + PCI_COMMAND));
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/config", self->bdf);
+	fd = open(path, O_RDONLY);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(2, pread(fd, &command, 2, PCI_COMMAND));
+	EXPECT_NE(0, command & PCI_COMMAND_MASTER);
+	close(self->device);
+	self->device = -1;
+	ASSERT_EQ(2, pread(fd, &command, 2, PCI_COMMAND));
+	EXPECT_EQ(0, command & PCI_COMMAND_MASTER);
+	close(fd);
+}
+
+/* edu copies between memory and a buffer of its own: QEMU, docs/specs/edu.rst */
+TEST_F(noiommu, edu_dma)
+{
+	char *va = anon(64 * PAGE, 0);
+	uint64_t length = PAGE, from, to;
+	volatile uint64_t *bar;
+	uint16_t command;
+	uint32_t hwpt;
+	off_t offset;
+	size_t size;
+	int i;
+
+	if (strcmp(variant->device, "0x11e8"))
+		SKIP(return, "not edu");
+
+	touch_scattered(va, 64 * PAGE);
+	memset(va + 5 * PAGE, 0xa5, PAGE);
+	memset(va + 42 * PAGE, 0, PAGE);
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 64 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA + 5 * PAGE, &length, &from));
+	length = PAGE;
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA + 42 * PAGE, &length, &to));
+
+	offset = region_offset(self->device, VFIO_PCI_CONFIG_REGION_INDEX, NULL);
+	command = PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY;
+	ASSERT_EQ(2, pwrite(self->device, &command, 2, offset + PCI_COMMAND));
+	offset = region_offset(self->device, VFIO_PCI_BAR0_REGION_INDEX, &size);
+	bar = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self->device, offset);
+	ASSERT_NE(MAP_FAILED, bar);
+
+	/* Into the device, and out of it elsewhere */
+	for (i = 0; i < 2; i++) {
+		int tries = 1000;
+
+		bar[0x80 / 8] = i ? 0x40000 : from;
+		bar[0x88 / 8] = i ? to : 0x40000;
+		bar[0x90 / 8] = PAGE;
+		bar[0x98 / 8] = i ? 3 : 1;
+		while (bar[0x98 / 8] & 1 && --tries)
+			usleep(1000);
+		ASSERT_NE(0, tries);
+	}
+	EXPECT_EQ(0, memcmp(va + 5 * PAGE, va + 42 * PAGE, PAGE));
+	munmap((void *)bar, size);
+}
+
+/*
+ * Two devices in one iommufd
+ */
+TEST(two_devices)
+{
+	static const char * const ids[2][2] = {
+		{ "0x1b36", "0x0010" }, { "0x1234", "0x11e8" },
+	};
+	int iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	uint32_t dev_id[2], pt_id[2], ioas, other;
+	char *va = anon(PAGE, MAP_POPULATE);
+	int device[2], i;
+	char bdf[256], name[256];
+	long long pinned = pinned_pages();
+
+	ASSERT_LE(0, iommufd);
+	ASSERT_EQ(0, ioas_alloc(iommufd, &ioas));
+	ASSERT_EQ(0, ioas_alloc(iommufd, &other));
+	ASSERT_EQ(0, noiommu_switch(true));
+	for (i = 0; i < 2; i++) {
+		if (!find_device(ids[i][0], ids[i][1], bdf, sizeof(bdf)))
+			SKIP(return, "needs NVMe and edu");
+		if (!cdev_name(bdf, name, sizeof(name))) {
+			device_unbind(bdf);
+			ASSERT_EQ(0, device_bind(bdf));
+		}
+		device[i] = cdev_open(bdf);
+		ASSERT_LE(0, device[i]);
+		ASSERT_EQ(0, bind_iommufd(device[i], iommufd, &dev_id[i]));
+		pt_id[i] = ioas;
+		ASSERT_EQ(0, attach_pt(device[i], &pt_id[i]));
+	}
+	EXPECT_NE(dev_id[0], dev_id[1]);
+	/* Two devices of one kind share the IOAS's own HWPT, and its pins */
+	EXPECT_EQ(pt_id[0], pt_id[1]);
+	ASSERT_EQ(0, ioas_map(iommufd, ioas, va, PAGE, IOVA, MAP_RW));
+	EXPECT_EQ(pinned + 1, pinned_pages());
+	/* A HWPT made for one serves the other */
+	ASSERT_EQ(0, hwpt_alloc(iommufd, dev_id[1], other, 0, &pt_id[0]));
+	EXPECT_EQ(0, attach_pt(device[0], &pt_id[0]));
+	EXPECT_EQ(0, get_pa_errno(iommufd, ioas, IOVA));
+	EXPECT_EQ(EBUSY, destroy(iommufd, pt_id[0]));
+	/* The first device gone, the second keeps what it has */
+	close(device[0]);
+	EXPECT_EQ(0, destroy(iommufd, pt_id[0]));
+	EXPECT_EQ(0, get_pa_errno(iommufd, ioas, IOVA));
+	close(device[1]);
+	EXPECT_EQ(pinned, pinned_pages());
+	/* The HWPT went with the last device */
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(iommufd, ioas, IOVA));
+	close(iommufd);
+}
+
+/*
+ * A mediated device has no IOMMU either, and does no DMA of its own: it keeps
+ * its plain name and its group.
+ */
+TEST(mdev_is_not_noiommu)
+{
+	static const char uuid[] = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+	static const char parent[] = "/sys/devices/virtual/mtty/mtty";
+	char path[600], name[256], target[256];
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "%s/mdev_supported_types/mtty-1/create", parent);
+	ASSERT_EQ(0, noiommu_switch(true));
+	if (write_file(path, uuid))
+		SKIP(return, "no sample mtty");
+	snprintf(path, sizeof(path), "%s/%s/vfio-dev", parent, uuid);
+	EXPECT_TRUE(find_entry(path, "", name, sizeof(name)));
+	EXPECT_EQ(0, strncmp(name, "vfio", 4));
+	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
+	EXPECT_EQ(0, access(path, F_OK));
+	snprintf(path, sizeof(path), "%s/%s/iommu_group", parent, uuid);
+	len = readlink(path, target, sizeof(target) - 1);
+	if (len > 0) {
+		target[len] = 0;
+		snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(target, '/') + 1);
+		EXPECT_EQ(0, access(path, F_OK));
+	}
+	snprintf(path, sizeof(path), "%s/%s/remove", parent, uuid);
+	EXPECT_EQ(0, write_file(path, "1"));
+}
+
+TEST_HARNESS_MAIN

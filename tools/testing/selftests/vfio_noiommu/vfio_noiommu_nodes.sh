@@ -1,0 +1,85 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+# Which nodes does a device without an IOMMU get? What is configured is given in
+# the environment, as the kernel does not tell:
+#   NOIOMMU_GROUP=1 with VFIO_NOIOMMU, NOIOMMU_CDEV=1 with VFIO_CDEV_NOIOMMU,
+#   0 without; by default both are on.
+
+. "$(dirname "$0")/../kselftest/ktap_helpers.sh"
+
+group=${NOIOMMU_GROUP:-1}
+cdev=${NOIOMMU_CDEV:-1}
+switch=/sys/module/vfio/parameters/enable_unsafe_noiommu_mode
+pci=/sys/bus/pci
+
+check()
+{
+	name=$1
+	shift
+	if "$@"; then
+		ktap_test_pass "$name"
+	else
+		ktap_test_fail "$name"
+	fi
+}
+
+count()
+{
+	n=0
+	for node in $1; do	# a list of patterns
+		[ ! -e "$node" ] || n=$((n + 1))
+	done
+	echo $n
+}
+is() { [ "$(count "$1")" = "$2" ] || { echo "# $1: $(count "$1"), expected $2"; false; }; }
+probe() { echo "$bdf" >$pci/drivers/vfio-pci/bind; }
+refused() { ! probe 2>/tmp/error && grep -qi 'invalid argument' /tmp/error; }
+unbind() { echo "$bdf" >"$device/driver/unbind"; }
+
+ktap_print_header
+device=
+for dir in $pci/devices/*; do
+	# An NVMe controller
+	[ "$(cat "$dir/class")" != 0x010802 ] || device=$dir
+done
+if [ -z "$device" ]; then
+	ktap_skip_all "no NVMe controller"
+	exit "$KSFT_SKIP"
+fi
+bdf=${device##*/}
+[ ! -e "$device/driver" ] || unbind
+if [ -e "$device/iommu_group" ]; then
+	ktap_skip_all "$bdf has an IOMMU"
+	exit "$KSFT_SKIP"
+fi
+echo vfio-pci >"$device/driver_override"
+
+if [ "$group$cdev" = 00 ]; then
+	ktap_set_plan 2
+	check "no mode: no switch" [ ! -e $switch ]
+	check "no mode: probe fails with EINVAL" refused
+	ktap_finished
+fi
+
+ktap_set_plan 10
+before=$(cat $switch)
+echo N >$switch
+check "the switch is there, and takes N" [ "$(cat $switch)" = N ]
+check "switch N: probe fails with EINVAL" refused
+check "switch N: no node" is "/dev/vfio/*noiommu-* /dev/vfio/devices/noiommu-*" 0
+echo Y >$switch
+check "switch Y: probe succeeds" probe
+check "group node /dev/vfio/noiommu-N" is "/dev/vfio/noiommu-*" "$group"
+check "an iommu_group only for the group" [ "$(count "$device/iommu_group")" = "$group" ]
+check "cdev node /dev/vfio/devices/noiommu-vfioX" \
+	is "/dev/vfio/devices/noiommu-vfio*" "$cdev"
+if [ "$cdev" = 1 ]; then
+	check "sysfs vfio-dev/noiommu-vfioX" is "$device/vfio-dev/noiommu-vfio*" 1
+else
+	check "sysfs vfio-dev/vfioX" is "$device/vfio-dev/vfio*" 1
+fi
+check "no other cdev of that device" is "/dev/vfio/devices/vfio*" 0
+unbind
+check "unbound: no node" is "/dev/vfio/noiommu-* /dev/vfio/devices/*" 0
+echo "$before" >$switch
+ktap_finished
