@@ -4,7 +4,8 @@
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 base=${BASE:-7.2}
-build=$top/build/$base${UNPATCHED:+-unpatched}
+# VARIANT: unpatched, or a prefix of the series; empty is all of it
+build=$top/build/$base${VARIANT:+-$VARIANT}
 src=$build/src
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/iommufd-noiommu
 jobs=$(nproc)
@@ -18,7 +19,7 @@ die()
 # The files that are wholly ours, by their in-tree path
 our_files()
 {
-	[ -n "${UNPATCHED:-}" ] || (cd "$top" && find Documentation drivers include \
+	[ -n "${VARIANT:-}" ] || (cd "$top" && find Documentation drivers include \
 		samples tools -type f 2>/dev/null | sort)
 }
 

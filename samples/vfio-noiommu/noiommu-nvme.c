@@ -30,6 +30,23 @@
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
 
+/*
+ * Order of memory and doorbells, and of completions and what they announce. What
+ * is mapped from a BAR is no ordinary memory, so that C11 fences do not do.
+ */
+#if defined(__x86_64__) || defined(__i386__)
+#define io_wmb()	__asm__ __volatile__("" ::: "memory")
+#define io_rmb()	__asm__ __volatile__("" ::: "memory")
+#elif defined(__aarch64__)
+#define io_wmb()	__asm__ __volatile__("dmb oshst" ::: "memory")
+#define io_rmb()	__asm__ __volatile__("dmb oshld" ::: "memory")
+#elif defined(__riscv)
+#define io_wmb()	__asm__ __volatile__("fence w,o" ::: "memory")
+#define io_rmb()	__asm__ __volatile__("fence r,r" ::: "memory")
+#else
+#error "io_wmb() and io_rmb() of this architecture are missing"
+#endif
+
 #define PAGE		4096UL		/* of the controller, CC.MPS 0 */
 #define HUGE_PAGE	(2UL << 20)
 #define PRP_PER_LIST	(PAGE / sizeof(uint64_t))
@@ -303,6 +320,7 @@ static uint64_t dma_pa(const struct dma_buffer *buf, size_t offset)
 #define NVME_ACQ	0x30
 #define NVME_DOORBELLS	0x1000		/* [PCIe transport 3.1.2] */
 
+#define NVME_CAP_NVM	(1ULL << 37)	/* CSS: the NVM command set */
 #define NVME_CC_EN	(1U << 0)
 #define NVME_CC_IOSQES	(6U << 16)	/* 64 byte submission entries */
 #define NVME_CC_IOCQES	(4U << 20)	/* 16 byte completion entries */
@@ -313,6 +331,8 @@ static uint64_t dma_pa(const struct dma_buffer *buf, size_t offset)
 #define NVME_ADMIN_CREATE_SQ	0x01
 #define NVME_ADMIN_CREATE_CQ	0x05
 #define NVME_ADMIN_IDENTIFY	0x06
+#define NVME_ADMIN_SET_FEATURES	0x09
+#define NVME_FEAT_NUM_QUEUES	0x07
 #define NVME_CMD_FLUSH		0x00
 #define NVME_CMD_WRITE		0x01
 #define NVME_CMD_READ		0x02
@@ -347,6 +367,7 @@ struct nvme_queue {
 	volatile struct nvme_cqe *cq;
 	volatile uint32_t *sq_doorbell, *cq_doorbell;
 	unsigned int tail, head, phase;
+	unsigned int busy;		/* a bit for each command ID */
 };
 
 struct nvme {
@@ -396,13 +417,21 @@ static void nvme_wait_ready(struct nvme *nvme, uint32_t ready)
 	while (((csts = nvme_read32(nvme, NVME_CSTS)) & NVME_CSTS_RDY) != ready) {
 		if (csts == UINT32_MAX)
 			die(NULL, "the controller is gone (CSTS reads as all ones)");
-		if (csts & NVME_CSTS_CFS)
+		/* A reset is what clears it */
+		if (ready && csts & NVME_CSTS_CFS)
 			die(NULL, "the controller reports a fatal error (CSTS %#x)", csts);
 		if (now_ms() > end)
 			die(NULL, "the controller is not %s after %u ms (CSTS %#x)",
 			    ready ? "ready" : "reset", nvme->timeout_ms, csts);
 		usleep(1000);
 	}
+}
+
+/* No field but EN may change while it does [Base 3.1.3.5] */
+static void nvme_disable(struct nvme *nvme)
+{
+	nvme_write32(nvme, NVME_CC, nvme_read32(nvme, NVME_CC) & ~NVME_CC_EN);
+	nvme_wait_ready(nvme, 0);
 }
 
 static void nvme_init_queue(struct nvme *nvme, struct nvme_queue *q,
@@ -418,19 +447,22 @@ static void nvme_init_queue(struct nvme *nvme, struct nvme_queue *q,
 static void nvme_submit(struct nvme_queue *q, const struct nvme_sqe *cmd)
 {
 	q->sq[q->tail] = *cmd;
+	/* Unique among the commands that are outstanding */
+	q->sq[q->tail].cid = htole16(q->tail);
+	q->busy |= 1U << q->tail;
 	q->tail = (q->tail + 1) % NVME_DEPTH;
 	/* The entry has to be in memory before the controller is told */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	io_wmb();
 	*q->sq_doorbell = htole32(q->tail);
 }
 
-/* Wait for the next completion, and let it be the right kind */
+/* Wait for the next completion: of any outstanding command, and a good one */
 static void nvme_complete(struct nvme *nvme, struct nvme_queue *q,
 			  const char *what)
 {
 	volatile struct nvme_cqe *cqe = &q->cq[q->head];
 	uint64_t end = now_ms() + nvme->timeout_ms;
-	uint16_t status;
+	uint16_t status, cid;
 
 	errno = 0;
 	while (((status = le16toh(cqe->status)) & 1) != q->phase)
@@ -438,7 +470,12 @@ static void nvme_complete(struct nvme *nvme, struct nvme_queue *q,
 			die("Does DMA reach memory? Is bus mastering on?",
 			    "%s: no completion after %u ms", what, nvme->timeout_ms);
 	/* What the command wrote may be read only behind its completion */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	io_rmb();
+	cid = le16toh(cqe->cid);
+	if (cid >= NVME_DEPTH || !(q->busy & 1U << cid))
+		die(NULL, "%s: completion of command %u, which is not outstanding",
+		    what, cid);
+	q->busy &= ~(1U << cid);
 	if (status >> 1)
 		die("Status code type and status code: [Base 3.3.3.2.1].",
 		    "%s: type %u, code %#x", what, status >> 9 & 7, status >> 1 & 0xff);
@@ -465,7 +502,7 @@ static void nvme_print_text(const char *label, const char *text, size_t len)
 }
 
 /* Identify Controller [Base 5.17.2.1] and Namespace [NVM 4.1.5.1] */
-static void nvme_identify(struct nvme *nvme, unsigned int mpsmin)
+static void nvme_identify(struct nvme *nvme)
 {
 	struct nvme_sqe cmd = {
 		.opcode = NVME_ADMIN_IDENTIFY,
@@ -487,18 +524,22 @@ static void nvme_identify(struct nvme *nvme, unsigned int mpsmin)
 	memcpy(&nvme->nr_blocks, data, 8);
 	nvme->nr_blocks = le64toh(nvme->nr_blocks);
 	memcpy(&lbaf, data + 128 + 4 * (data[26] & 0xf), 4);
-	nvme->block_size = 1U << (le32toh(lbaf) >> 16 & 0xff);
+	lbaf = le32toh(lbaf);
+	errno = 0;
+	/* Metadata would be transferred beyond the PRPs that are given here */
+	if (!nvme->nr_blocks || lbaf & 0xffff ||
+	    (lbaf >> 16 & 0xff) < 9 || (lbaf >> 16 & 0xff) > 12)
+		die("It is absent, or its format is not blocks of 512 to 4096 bytes without metadata.",
+		    "namespace 1 is not one that this example can use");
+	nvme->block_size = 1U << (lbaf >> 16 & 0xff);
 	printf("  capacity   %llu blocks of %u bytes, %llu MiB\n",
 	       (unsigned long long)nvme->nr_blocks, nvme->block_size,
 	       (unsigned long long)(nvme->nr_blocks * nvme->block_size >> 20));
-	errno = 0;
-	if (!nvme->nr_blocks || nvme->block_size > PAGE)
-		die(NULL, "namespace 1 is not one that this example can use");
 
 	/* One PRP list page, and the pages that PRP1 and the block size allow */
 	nvme->max_transfer = PRP_PER_LIST * PAGE;
-	if (mdts && (PAGE << mpsmin << mdts) < nvme->max_transfer)
-		nvme->max_transfer = PAGE << mpsmin << mdts;
+	if (mdts && mdts < 20 && (PAGE << mdts) < nvme->max_transfer)
+		nvme->max_transfer = PAGE << mdts;
 	if (nvme->max_transfer > 65536UL * nvme->block_size)
 		nvme->max_transfer = 65536UL * nvme->block_size;
 }
@@ -514,7 +555,11 @@ static void nvme_init(struct nvme *nvme, const char *address)
 	printf("noiommu-nvme: %s\n", address);
 	dma_alloc(&nvme->dev, &nvme->mem, (MEM_PRP + NVME_DEPTH) * PAGE, true);
 
-	noiommu_set_master(&nvme->dev, true);
+	/*
+	 * Should VFIO have been unable to reset the controller, it still knows
+	 * the queues of whoever had it before: no DMA before it is disabled.
+	 */
+	noiommu_set_master(&nvme->dev, false);
 	cap = nvme_read32(nvme, NVME_CAP) |
 	      (uint64_t)nvme_read32(nvme, NVME_CAP + 4) << 32;
 	stride = 4 << (cap >> 32 & 0xf);
@@ -522,23 +567,30 @@ static void nvme_init(struct nvme *nvme, const char *address)
 	/* In units of 500 ms, and at least 5 s for emulated disks */
 	nvme->timeout_ms = (cap >> 24 & 0xff) * 500 + 5000;
 	errno = 0;
+	if (!(cap & NVME_CAP_NVM))
+		die(NULL, "the controller has no NVM command set");
 	if (mpsmin)
 		die(NULL, "the controller can't use pages of %lu bytes", PAGE);
 	if ((cap & 0xffff) + 1 < NVME_DEPTH)
 		die(NULL, "the controller's queues are too short");
 
-	nvme_write32(nvme, NVME_CC, 0);
-	nvme_wait_ready(nvme, 0);
+	nvme_disable(nvme);
 
 	nvme_init_queue(nvme, &nvme->admin, 0, MEM_ADMIN_SQ, stride);
 	nvme_init_queue(nvme, &nvme->io, 1, MEM_IO_SQ, stride);
 	nvme_write32(nvme, NVME_AQA, (NVME_DEPTH - 1) << 16 | (NVME_DEPTH - 1));
 	nvme_write64(nvme, NVME_ASQ, dma_pa(&nvme->mem, MEM_ADMIN_SQ * PAGE));
 	nvme_write64(nvme, NVME_ACQ, dma_pa(&nvme->mem, MEM_ADMIN_CQ * PAGE));
+	noiommu_set_master(&nvme->dev, true);
 	nvme_write32(nvme, NVME_CC, NVME_CC_IOSQES | NVME_CC_IOCQES | NVME_CC_EN);
 	nvme_wait_ready(nvme, NVME_CSTS_RDY);
 
-	nvme_identify(nvme, mpsmin);
+	nvme_identify(nvme);
+
+	/* Ask for one I/O queue pair; both counts are 0's based [Base 5.27.1.5] */
+	cmd.opcode = NVME_ADMIN_SET_FEATURES;
+	cmd.cdw10[0] = htole32(NVME_FEAT_NUM_QUEUES);
+	nvme_admin(nvme, &cmd, "Set Features, Number of Queues");
 
 	/* One I/O queue pair: polled, physically contiguous [Base 5.4, 5.5] */
 	cmd.opcode = NVME_ADMIN_CREATE_CQ;
@@ -554,8 +606,7 @@ static void nvme_init(struct nvme *nvme, const char *address)
 
 static void nvme_exit(struct nvme *nvme)
 {
-	nvme_write32(nvme, NVME_CC, 0);
-	nvme_wait_ready(nvme, 0);
+	nvme_disable(nvme);
 	noiommu_close(&nvme->dev);
 }
 
@@ -647,7 +698,7 @@ int main(int argc, char *argv[])
 	uint64_t seed = 1, lba = 0;
 	struct nvme nvme = {};
 	unsigned int nr;
-	bool pattern = false;
+	bool pattern = false, usage = false;
 	int opt;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -666,10 +717,10 @@ int main(int argc, char *argv[])
 			seed = strtoull(optarg, NULL, 0);
 			break;
 		default:
-			optind = argc + 1;
+			usage = true;
 		}
 	}
-	if (!size || optind != argc - !pattern) {
+	if (usage || !size || optind != argc - !pattern) {
 		fprintf(stderr,
 			"usage: noiommu-nvme [-m MIB] [-s SEED] [-l LBA] PCI-ADDRESS\n"
 			"           writes and verifies a pattern, OVERWRITING the disk\n"
@@ -682,7 +733,7 @@ int main(int argc, char *argv[])
 
 	nvme_init(&nvme, argv[optind]);
 	errno = 0;
-	if (lba + size / nvme.block_size > nvme.nr_blocks)
+	if (lba > nvme.nr_blocks || size / nvme.block_size > nvme.nr_blocks - lba)
 		die("See -m and -l.", "the disk is too small for %zu MiB", size >> 20);
 
 	dma_alloc(&nvme.dev, &out, size, false);

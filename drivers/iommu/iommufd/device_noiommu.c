@@ -52,13 +52,14 @@ static bool noiommu_is_coherent(struct device *dev)
  */
 int iommufd_noiommu_check_device(struct device *dev)
 {
+	struct dev_iommu *iommu = READ_ONCE(dev->iommu);
 	const char *reason;
 
-	if (dev->iommu && dev->iommu->iommu_dev)
+	if (iommu && iommu->iommu_dev)
 		return -EINVAL;
 
 	if (dev->dma_range_map)
-		reason = "DMA addresses are offset from physical addresses";
+		reason = "its bus has a DMA range map";
 	else if (IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA))
 		reason = "the platform has DMA addresses of its own";
 	else if (noiommu_has_dma_ops(dev))

@@ -96,7 +96,6 @@ noiommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 		return ERR_PTR(-ENOMEM);
 
 	spin_lock_init(&noiommu->top_lock);
-	noiommu->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	noiommu->domain.ops = &noiommu_domain_ops;
 	noiommu->amdv1.iommu.driver_ops = &noiommu_driver_ops;
 	noiommu->amdv1.iommu.nid = dev_to_node(dev);

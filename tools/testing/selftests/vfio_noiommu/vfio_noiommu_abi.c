@@ -1069,7 +1069,7 @@ TEST_F(noiommu, edu_dma)
 	uint16_t command;
 	uint32_t hwpt;
 	off_t offset;
-	size_t size;
+	size_t size = 0;
 	int i;
 
 	if (strcmp(variant->device, "0x11e8"))

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+# The front door. Each target is a short script in scripts/.
+
+BASE ?= 7.2
+export BASE
+
+.PHONY: help run test shell tree build refresh clean deps prefixes
+
+help:
+	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
+	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
+	@echo "make shell     the same guest, with the devices bound, to a shell"
+	@echo "make tree      download Linux $(BASE) and compose build/$(BASE)/src"
+	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
+	@echo "make refresh   take edits made in build/$(BASE)/src back into patches/ and our files"
+	@echo "make prefixes  build and boot every prefix of the series"
+	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
+	@echo
+	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
+	@echo "ACCEL=kvm|tcg           choose instead of trying"
+
+deps:
+	@scripts/deps
+
+tree: deps
+	@scripts/compose
+
+CONFIG ?= run
+build: tree
+	@scripts/build $(CONFIG)
+
+run: tree
+	@scripts/build run
+	@scripts/image run
+	@scripts/demo
+
+shell: tree
+	@scripts/build run
+	@scripts/image run
+	@scripts/shell
+
+test: tree
+	@scripts/test
+
+prefixes: deps
+	@scripts/prefixes
+
+refresh:
+	@scripts/refresh
+
+clean:
+	rm -rf build
