@@ -1060,7 +1060,10 @@ TEST_F(noiommu, bus_mastering_is_off_after_close)
 	close(fd);
 }
 
-/* edu copies between memory and a buffer of its own: QEMU, docs/specs/edu.rst */
+/*
+ * edu copies between memory and a buffer of its own: QEMU, docs/specs/edu.rst.
+ * Half a page, as some versions of QEMU refuse the last byte of the buffer.
+ */
 TEST_F(noiommu, edu_dma)
 {
 	char *va = anon(64 * PAGE, 0);
@@ -1097,13 +1100,14 @@ TEST_F(noiommu, edu_dma)
 
 		bar[0x80 / 8] = i ? 0x40000 : from;
 		bar[0x88 / 8] = i ? to : 0x40000;
-		bar[0x90 / 8] = PAGE;
+		bar[0x90 / 8] = PAGE / 2;
 		bar[0x98 / 8] = i ? 3 : 1;
 		while (bar[0x98 / 8] & 1 && --tries)
 			usleep(1000);
 		ASSERT_NE(0, tries);
 	}
-	EXPECT_EQ(0, memcmp(va + 5 * PAGE, va + 42 * PAGE, PAGE));
+	EXPECT_EQ(0, memcmp(va + 5 * PAGE, va + 42 * PAGE, PAGE / 2));
+	EXPECT_EQ(0, va[42 * PAGE + PAGE / 2]);
 	munmap((void *)bar, size);
 }
 

@@ -31,14 +31,15 @@ count()
 	done
 	echo $n
 }
-is() { [ "$(count "$1")" = "$2" ] || { echo "# $1: $(count "$1"), expected $2"; false; }; }
+# How many more of these nodes than before, when only other devices had some
+more() { [ $(($(count "$1") - $2)) = "$3" ] || { echo "# $1: $(count "$1"), before $2"; false; }; }
 probe() { echo "$bdf" >$pci/drivers/vfio-pci/bind; }
 refused() { ! probe 2>/tmp/error && grep -qi 'invalid argument' /tmp/error; }
 unbind() { echo "$bdf" >"$device/driver/unbind"; }
 
 ktap_print_header
 device=
-for dir in $pci/devices/*; do
+for dir in "$pci"/devices/*; do
 	# An NVMe controller
 	[ "$(cat "$dir/class")" != 0x010802 ] || device=$dir
 done
@@ -61,25 +62,33 @@ if [ "$group$cdev" = 00 ]; then
 	ktap_finished
 fi
 
-ktap_set_plan 10
+groups="/dev/vfio/noiommu-*"
+cdevs="/dev/vfio/devices/noiommu-vfio*"
+others="/dev/vfio/devices/vfio*"
+had_groups=$(count "$groups")
+had_cdevs=$(count "$cdevs")
+had_others=$(count "$others")
+
+ktap_set_plan 12
 before=$(cat $switch)
 echo N >$switch
 check "the switch is there, and takes N" [ "$(cat $switch)" = N ]
 check "switch N: probe fails with EINVAL" refused
-check "switch N: no node" is "/dev/vfio/*noiommu-* /dev/vfio/devices/noiommu-*" 0
+check "switch N: no group node" more "$groups" "$had_groups" 0
+check "switch N: no cdev" more "$cdevs $others" $((had_cdevs + had_others)) 0
 echo Y >$switch
 check "switch Y: probe succeeds" probe
-check "group node /dev/vfio/noiommu-N" is "/dev/vfio/noiommu-*" "$group"
+check "group node /dev/vfio/noiommu-N" more "$groups" "$had_groups" "$group"
 check "an iommu_group only for the group" [ "$(count "$device/iommu_group")" = "$group" ]
-check "cdev node /dev/vfio/devices/noiommu-vfioX" \
-	is "/dev/vfio/devices/noiommu-vfio*" "$cdev"
+check "cdev node /dev/vfio/devices/noiommu-vfioX" more "$cdevs" "$had_cdevs" "$cdev"
 if [ "$cdev" = 1 ]; then
-	check "sysfs vfio-dev/noiommu-vfioX" is "$device/vfio-dev/noiommu-vfio*" 1
+	check "sysfs vfio-dev/noiommu-vfioX" more "$device/vfio-dev/noiommu-vfio*" 0 1
 else
-	check "sysfs vfio-dev/vfioX" is "$device/vfio-dev/vfio*" 1
+	check "sysfs vfio-dev/vfioX" more "$device/vfio-dev/vfio*" 0 1
 fi
-check "no other cdev of that device" is "/dev/vfio/devices/vfio*" 0
+check "no other cdev" more "$others" "$had_others" 0
 unbind
-check "unbound: no node" is "/dev/vfio/noiommu-* /dev/vfio/devices/*" 0
+check "unbound: no group node" more "$groups" "$had_groups" 0
+check "unbound: no cdev" more "$cdevs $others" $((had_cdevs + had_others)) 0
 echo "$before" >$switch
 ktap_finished
