@@ -35,17 +35,31 @@
  * is mapped from a BAR is no ordinary memory, so that C11 fences do not do.
  */
 #if defined(__x86_64__) || defined(__i386__)
-#define io_wmb()	__asm__ __volatile__("" ::: "memory")
-#define io_rmb()	__asm__ __volatile__("" ::: "memory")
+#define IO_WMB	""
+#define IO_RMB	""
 #elif defined(__aarch64__)
-#define io_wmb()	__asm__ __volatile__("dmb oshst" ::: "memory")
-#define io_rmb()	__asm__ __volatile__("dmb oshld" ::: "memory")
+#define IO_WMB	"dmb oshst"
+#define IO_RMB	"dmb oshld"
 #elif defined(__riscv)
-#define io_wmb()	__asm__ __volatile__("fence w,o" ::: "memory")
-#define io_rmb()	__asm__ __volatile__("fence r,r" ::: "memory")
+#define IO_WMB	"fence w, o"
+#define IO_RMB	"fence r, r"
 #else
-#error "io_wmb() and io_rmb() of this architecture are missing"
+#error "The barriers of this architecture are missing"
 #endif
+
+static inline void io_wmb(void)
+{
+	__asm__ __volatile__(IO_WMB ::: "memory");
+}
+
+static inline void io_rmb(void)
+{
+	__asm__ __volatile__(IO_RMB ::: "memory");
+}
+
+/* Exactly one access of this size, as registers and polled memory need */
+#define read_once(ptr)		__atomic_load_n(ptr, __ATOMIC_RELAXED)
+#define write_once(ptr, value)	__atomic_store_n(ptr, value, __ATOMIC_RELAXED)
 
 #define PAGE		4096UL		/* of the controller, CC.MPS 0 */
 #define HUGE_PAGE	(2UL << 20)
@@ -75,7 +89,7 @@ struct noiommu_device {
 	int fd;
 	uint32_t ioas_id;
 	uint32_t hwpt_id;
-	volatile void *bar0;
+	void *bar0;
 	size_t bar0_size;
 };
 
@@ -197,7 +211,7 @@ static void noiommu_close(struct noiommu_device *dev)
 	struct iommu_destroy destroy = { .size = sizeof(destroy) };
 
 	noiommu_set_master(dev, false);
-	munmap((void *)dev->bar0, dev->bar0_size);
+	munmap(dev->bar0, dev->bar0_size);
 	if (ioctl(dev->fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach))
 		die(NULL, "VFIO_DEVICE_DETACH_IOMMUFD_PT");
 	close(dev->fd);
@@ -364,8 +378,8 @@ struct nvme_cqe {
 
 struct nvme_queue {
 	struct nvme_sqe *sq;
-	volatile struct nvme_cqe *cq;
-	volatile uint32_t *sq_doorbell, *cq_doorbell;
+	struct nvme_cqe *cq;
+	uint32_t *sq_doorbell, *cq_doorbell;
 	unsigned int tail, head, phase;
 	unsigned int busy;		/* a bit for each command ID */
 };
@@ -385,12 +399,12 @@ enum { MEM_ADMIN_SQ, MEM_ADMIN_CQ, MEM_IO_SQ, MEM_IO_CQ, MEM_IDENTIFY, MEM_PRP }
 
 static uint32_t nvme_read32(struct nvme *nvme, unsigned int reg)
 {
-	return le32toh(*(volatile uint32_t *)(nvme->dev.bar0 + reg));
+	return le32toh(read_once((uint32_t *)(nvme->dev.bar0 + reg)));
 }
 
 static void nvme_write32(struct nvme *nvme, unsigned int reg, uint32_t value)
 {
-	*(volatile uint32_t *)(nvme->dev.bar0 + reg) = htole32(value);
+	write_once((uint32_t *)(nvme->dev.bar0 + reg), htole32(value));
 }
 
 /* Two 32-bit accesses are always allowed [Base 3.1.1] */
@@ -453,19 +467,19 @@ static void nvme_submit(struct nvme_queue *q, const struct nvme_sqe *cmd)
 	q->tail = (q->tail + 1) % NVME_DEPTH;
 	/* The entry has to be in memory before the controller is told */
 	io_wmb();
-	*q->sq_doorbell = htole32(q->tail);
+	write_once(q->sq_doorbell, htole32(q->tail));
 }
 
 /* Wait for the next completion: of any outstanding command, and a good one */
 static void nvme_complete(struct nvme *nvme, struct nvme_queue *q,
 			  const char *what)
 {
-	volatile struct nvme_cqe *cqe = &q->cq[q->head];
+	struct nvme_cqe *cqe = &q->cq[q->head];
 	uint64_t end = now_ms() + nvme->timeout_ms;
 	uint16_t status, cid;
 
 	errno = 0;
-	while (((status = le16toh(cqe->status)) & 1) != q->phase)
+	while (((status = le16toh(read_once(&cqe->status))) & 1) != q->phase)
 		if (now_ms() > end)
 			die("Does DMA reach memory? Is bus mastering on?",
 			    "%s: no completion after %u ms", what, nvme->timeout_ms);
@@ -483,7 +497,7 @@ static void nvme_complete(struct nvme *nvme, struct nvme_queue *q,
 	q->head = (q->head + 1) % NVME_DEPTH;
 	if (!q->head)
 		q->phase ^= 1;
-	*q->cq_doorbell = htole32(q->head);
+	write_once(q->cq_doorbell, htole32(q->head));
 }
 
 static void nvme_admin(struct nvme *nvme, const struct nvme_sqe *cmd,

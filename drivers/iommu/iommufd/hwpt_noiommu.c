@@ -22,6 +22,7 @@ struct noiommu_domain {
 	/* Serialises growth of the table's top level */
 	spinlock_t top_lock;
 };
+
 PT_IOMMU_CHECK_DOMAIN(struct noiommu_domain, amdv1.iommu, domain);
 
 /* No hardware holds the table's top, so that it changes by itself */

@@ -109,4 +109,5 @@ static struct kunit_suite noiommu_check_suite = {
 	.name = "iommufd_noiommu_check_device",
 	.test_cases = noiommu_check_cases,
 };
+
 kunit_test_suite(noiommu_check_suite);

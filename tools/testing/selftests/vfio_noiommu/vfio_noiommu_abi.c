@@ -23,7 +23,7 @@
 #define IOVA 0x10000000UL
 
 /* Documentation/admin-guide/tainted-kernels.rst */
-#define TAINT_USER (1 << 6)
+#define TAINT_USER 0x40
 
 #ifndef MFD_HUGETLB
 #define MFD_HUGETLB 4U
@@ -367,8 +367,8 @@ TEST_F(noiommu, replace_in_every_direction)
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &pts[2]));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0, &pts[3]));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, ioas_b, 0, &pts[4]));
-	pa_ioas[0] = pa_ioas[2] = pa_ioas[3] = self->ioas;
-	pa_ioas[1] = pa_ioas[4] = ioas_b;
+	for (from = 0; from < 5; from++)
+		pa_ioas[from] = from % 3 == 1 ? ioas_b : self->ioas;
 	mem[0] = anon(PAGE, MAP_POPULATE);
 	mem[1] = anon(PAGE, MAP_POPULATE);
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, mem[0], PAGE, IOVA, MAP_RW));
@@ -1022,6 +1022,9 @@ TEST_F(noiommu, locked_memory_is_accounted)
 /*
  * The device itself
  */
+#define read_once(ptr)		__atomic_load_n(ptr, __ATOMIC_RELAXED)
+#define write_once(ptr, value)	__atomic_store_n(ptr, value, __ATOMIC_SEQ_CST)
+
 static off_t region_offset(int device, unsigned int index, size_t *size)
 {
 	struct vfio_region_info region = {
@@ -1068,7 +1071,7 @@ TEST_F(noiommu, edu_dma)
 {
 	char *va = anon(64 * PAGE, 0);
 	uint64_t length = PAGE, from, to;
-	volatile uint64_t *bar;
+	uint64_t *bar;
 	uint16_t command;
 	uint32_t hwpt;
 	off_t offset;
@@ -1098,17 +1101,17 @@ TEST_F(noiommu, edu_dma)
 	for (i = 0; i < 2; i++) {
 		int tries = 1000;
 
-		bar[0x80 / 8] = i ? 0x40000 : from;
-		bar[0x88 / 8] = i ? to : 0x40000;
-		bar[0x90 / 8] = PAGE / 2;
-		bar[0x98 / 8] = i ? 3 : 1;
-		while (bar[0x98 / 8] & 1 && --tries)
+		write_once(&bar[0x80 / 8], i ? 0x40000 : from);
+		write_once(&bar[0x88 / 8], i ? to : 0x40000);
+		write_once(&bar[0x90 / 8], PAGE / 2);
+		write_once(&bar[0x98 / 8], i ? 3 : 1);
+		while (read_once(&bar[0x98 / 8]) & 1 && --tries)
 			usleep(1000);
 		ASSERT_NE(0, tries);
 	}
 	EXPECT_EQ(0, memcmp(va + 5 * PAGE, va + 42 * PAGE, PAGE / 2));
 	EXPECT_EQ(0, va[42 * PAGE + PAGE / 2]);
-	munmap((void *)bar, size);
+	munmap(bar, size);
 }
 
 /*
