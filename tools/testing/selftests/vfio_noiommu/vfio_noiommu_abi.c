@@ -105,6 +105,8 @@ FIXTURE_SETUP(noiommu)
 	if (!find_device(variant->vendor, variant->device, self->bdf,
 			 sizeof(self->bdf)))
 		SKIP(return, "no device %s:%s", variant->vendor, variant->device);
+	if (device_has_iommu(self->bdf))
+		SKIP(return, "%s has an IOMMU", self->bdf);
 	ASSERT_EQ(0, noiommu_switch(true));
 	if (!cdev_name(self->bdf, name, sizeof(name))) {
 		device_unbind(self->bdf);
@@ -1136,6 +1138,8 @@ TEST(two_devices)
 	for (i = 0; i < 2; i++) {
 		if (!find_device(ids[i][0], ids[i][1], bdf, sizeof(bdf)))
 			SKIP(return, "needs NVMe and edu");
+		if (device_has_iommu(bdf))
+			SKIP(return, "%s has an IOMMU", bdf);
 		if (!cdev_name(bdf, name, sizeof(name))) {
 			device_unbind(bdf);
 			ASSERT_EQ(0, device_bind(bdf));
@@ -1165,6 +1169,175 @@ TEST(two_devices)
 	/* The HWPT went with the last device */
 	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(iommufd, ioas, IOVA));
 	close(iommufd);
+}
+
+/*
+ * Hot reset of a cdev goes by ownership of the affected devices. For lack of an
+ * iommu_group that is by device ID only.
+ */
+TEST_F(noiommu, hot_reset)
+{
+	union {
+		struct vfio_pci_hot_reset_info info;
+		char room[sizeof(struct vfio_pci_hot_reset_info) +
+			  16 * sizeof(struct vfio_pci_dependent_device)];
+	} buf = { .info = { .argsz = sizeof(buf) } };
+	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+	bool found = false;
+	unsigned int i;
+
+	if (ioctl(self->device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &buf))
+		SKIP(return, "no hot reset of this device (errno %d)", errno);
+	EXPECT_NE(0, buf.info.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID);
+	EXPECT_NE(0, buf.info.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED);
+	for (i = 0; i < buf.info.count; i++)
+		found |= buf.info.devices[i].devid == self->dev_id;
+	EXPECT_TRUE(found);
+	EXPECT_EQ(0, ERRNO_OF(ioctl(self->device, VFIO_DEVICE_PCI_HOT_RESET, &reset)));
+}
+
+/*
+ * A device behind an IOMMU and one without in one iommufd
+ */
+FIXTURE(mixed)
+{
+	int iommufd;
+	int device[2];			/* without and with an IOMMU */
+	uint32_t dev_id[2];
+	uint32_t ioas;
+	char *va;
+	long long pinned;
+};
+
+FIXTURE_SETUP(mixed)
+{
+	static const char * const ids[3][2] = {
+		{ "0x1b36", "0x0010" }, { "0x1234", "0x11e8" }, { "0x8086", "0x10d3" },
+	};
+	char bdf[2][256] = {}, found[256], name[256];
+	int i;
+
+	self->iommufd = -1;
+	for (i = 0; i < 3; i++) {
+		if (!find_device(ids[i][0], ids[i][1], found, sizeof(found)))
+			continue;
+		snprintf(bdf[device_has_iommu(found)], sizeof(bdf[0]), "%s",
+			 found);
+	}
+	if (!bdf[0][0] || !bdf[1][0])
+		SKIP(return, "needs a device behind an IOMMU and one without");
+
+	/* Emulated IOMMUs isolate no MSIs */
+	write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "Y");
+	ASSERT_EQ(0, noiommu_switch(true));
+	self->pinned = pinned_pages();
+	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->iommufd);
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
+	for (i = 0; i < 2; i++) {
+		if (!cdev_name(bdf[i], name, sizeof(name))) {
+			device_unbind(bdf[i]);
+			ASSERT_EQ(0, device_bind(bdf[i]));
+			ASSERT_TRUE(cdev_name(bdf[i], name, sizeof(name)));
+		}
+		EXPECT_EQ(0, strncmp(name, i ? "vfio" : "noiommu-vfio", i ? 4 : 12));
+		self->device[i] = cdev_open(bdf[i]);
+		ASSERT_LE(0, self->device[i]);
+		ASSERT_EQ(0, bind_iommufd(self->device[i], self->iommufd,
+					  &self->dev_id[i]));
+	}
+	self->va = anon(16 * PAGE, 0);
+	touch_scattered(self->va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, self->va, 16 * PAGE, IOVA,
+			      MAP_RW));
+}
+
+FIXTURE_TEARDOWN(mixed)
+{
+	if (self->iommufd < 0)
+		return;
+	close(self->device[0]);
+	close(self->device[1]);
+	close(self->iommufd);
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+TEST_F(mixed, one_ioas_in_either_order)
+{
+	uint64_t length, phys;
+	uint32_t pt_id[2];
+	int first, offset;
+
+	for (first = 0; first < 2; first++) {
+		pt_id[0] = self->ioas;
+		pt_id[1] = self->ioas;
+		ASSERT_EQ(0, attach_pt(self->device[first], &pt_id[first]));
+		if (first)
+			EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
+		ASSERT_EQ(0, attach_pt(self->device[!first], &pt_id[!first]));
+		/* A domain of its own kind for each, and the pages pinned once */
+		EXPECT_NE(pt_id[0], pt_id[1]);
+		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		for (offset = 0; offset < 16; offset++) {
+			length = PAGE;
+			ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
+					    IOVA + offset * PAGE, &length, &phys));
+			EXPECT_EQ(pagemap_pa(self->va + offset * PAGE), phys);
+		}
+		/* The physical addresses go with the noiommu device */
+		ASSERT_EQ(0, detach_pt(self->device[0]));
+		EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
+		ASSERT_EQ(0, detach_pt(self->device[1]));
+	}
+}
+
+TEST_F(mixed, hwpts_of_the_other_kind)
+{
+	uint32_t hwpt[2], pt_id;
+	int i;
+
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id[i], self->ioas,
+					0, &hwpt[i]));
+	for (i = 0; i < 2; i++) {
+		pt_id = hwpt[!i];
+		EXPECT_EQ(EINVAL, attach_pt(self->device[i], &pt_id));
+		pt_id = hwpt[i];
+		ASSERT_EQ(0, attach_pt(self->device[i], &pt_id));
+		/* As a replace too, which leaves the old one in place */
+		pt_id = hwpt[!i];
+		EXPECT_EQ(EINVAL, attach_pt(self->device[i], &pt_id));
+		EXPECT_EQ(EBUSY, destroy(self->iommufd, hwpt[i]));
+	}
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, detach_pt(self->device[i]));
+		EXPECT_EQ(0, destroy(self->iommufd, hwpt[i]));
+	}
+}
+
+TEST_F(mixed, reserved_iovas_survive_a_failed_replace)
+{
+	/* x86's MSI window is reserved for what is behind an IOMMU */
+	const uint64_t msi = 0xfee00000;
+	uint32_t hwpt[2], pt_id;
+	int i;
+
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id[i], self->ioas,
+					0, &hwpt[i]));
+	pt_id = hwpt[1];
+	ASSERT_EQ(0, attach_pt(self->device[1], &pt_id));
+	if (ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW) == 0)
+		SKIP(return, "no reserved MSI window");
+	pt_id = hwpt[0];
+	EXPECT_EQ(EINVAL, attach_pt(self->device[1], &pt_id));
+	EXPECT_NE(0, ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW));
+	/* Without an IOMMU no IOVA is special */
+	ASSERT_EQ(0, detach_pt(self->device[1]));
+	pt_id = hwpt[0];
+	ASSERT_EQ(0, attach_pt(self->device[0], &pt_id));
+	EXPECT_EQ(0, ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW));
 }
 
 /*

@@ -144,6 +144,18 @@ static inline int device_bind(const char *bdf)
 	return rc ? rc : write_file("/sys/bus/pci/drivers/vfio-pci/bind", bdf);
 }
 
+/* Group noiommu makes a group up, and names it */
+static inline bool device_has_iommu(const char *bdf)
+{
+	char path[600], name[32];
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+	if (access(path, F_OK))
+		return false;
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group/name", bdf);
+	return read_file(path, name, sizeof(name)) || strcmp(name, "vfio-noiommu");
+}
+
 static inline int noiommu_switch(bool on)
 {
 	return write_file(VFIO_SWITCH, on ? "Y" : "N");
