@@ -268,6 +268,39 @@ TEST_F(noiommu, group_and_cdev_exclude_each_other)
 	EXPECT_EQ(0, bind_iommufd(self->device, self->iommufd, &self->dev_id));
 }
 
+/* Group noiommu does what it did before there was a cdev */
+TEST_F(noiommu, group_without_and_with_iommufd)
+{
+	struct vfio_device_info info = { .argsz = sizeof(info) };
+	char path[600];
+	int i;
+
+	if (!group_path(self->bdf, path, sizeof(path)))
+		SKIP(return, "no group noiommu");
+	close(self->device);
+	self->device = -1;
+	for (i = 0; i < 2; i++) {
+		int container = open(i ? "/dev/iommu" : "/dev/vfio/vfio", O_RDWR);
+		int group, device;
+
+		if (container < 0)
+			SKIP(return, "no container");
+		group = open(path, O_RDWR);
+		ASSERT_LE(0, group);
+		ASSERT_EQ(0, ioctl(group, VFIO_GROUP_SET_CONTAINER, &container));
+		if (!i)
+			ASSERT_EQ(0, ioctl(container, VFIO_SET_IOMMU,
+					   VFIO_NOIOMMU_IOMMU));
+		device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, self->bdf);
+		ASSERT_LE(0, device);
+		EXPECT_EQ(0, ioctl(device, VFIO_DEVICE_GET_INFO, &info));
+		EXPECT_LE(VFIO_PCI_CONFIG_REGION_INDEX, info.num_regions);
+		close(device);
+		close(group);
+		close(container);
+	}
+}
+
 /*
  * Bind, attach, replace, detach
  */
