@@ -95,6 +95,30 @@ static void noiommu_check_coherency(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 }
 
+/* Both binds ask before they look at the iommufd */
+static void noiommu_bind_refuses(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+	struct iommufd_device *idev;
+	u32 id;
+
+	kunit_activate_static_stub(test, noiommu_is_coherent,
+				   noiommu_answer_no);
+	idev = iommufd_device_bind_noiommu(NULL, dev, &id);
+	KUNIT_EXPECT_PTR_EQ(test, idev, ERR_PTR(-EOPNOTSUPP));
+}
+
+/* That a device has no IOMMU is not enough: the driver has to say so */
+static void noiommu_bind_is_not_the_default(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+	struct iommufd_device *idev;
+	u32 id;
+
+	idev = iommufd_device_bind(NULL, dev, &id);
+	KUNIT_EXPECT_PTR_EQ(test, idev, ERR_PTR(-EINVAL));
+}
+
 static struct kunit_case noiommu_check_cases[] = {
 	KUNIT_CASE(noiommu_check_good),
 	KUNIT_CASE(noiommu_check_iommu),
@@ -102,6 +126,8 @@ static struct kunit_case noiommu_check_cases[] = {
 	KUNIT_CASE(noiommu_check_dma_ops),
 	KUNIT_CASE(noiommu_check_memory_encryption),
 	KUNIT_CASE(noiommu_check_coherency),
+	KUNIT_CASE(noiommu_bind_refuses),
+	KUNIT_CASE(noiommu_bind_is_not_the_default),
 	{}
 };
 

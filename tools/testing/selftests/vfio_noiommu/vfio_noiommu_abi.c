@@ -198,7 +198,9 @@ TEST_F(noiommu, open_needs_rawio)
 		drop_capability(CAP_SYS_RAWIO);
 		ERRNO_OF(cdev_open(self->bdf));
 	}));
-	/* Nothing is left open by the refusal */
+	/* The refusal left no reference: an unbind would wait for it */
+	device_unbind(self->bdf);
+	ASSERT_EQ(0, device_bind(self->bdf));
 	self->device = cdev_open(self->bdf);
 	EXPECT_LE(0, self->device);
 }
@@ -338,6 +340,10 @@ TEST_F(noiommu, attach_bad_id)
 		.flags = 1U << 31,
 		.pt_id = self->ioas,
 	};
+	struct vfio_device_detach_iommufd_pt detach = {
+		.argsz = sizeof(detach),
+		.flags = 1U << 31,
+	};
 	uint32_t id = 0xdead;
 
 	EXPECT_EQ(ENOENT, attach_pt(self->device, &id));
@@ -347,6 +353,16 @@ TEST_F(noiommu, attach_bad_id)
 					 VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)));
 	/* Detach of what is not attached, as with an IOMMU */
 	EXPECT_EQ(0, detach_pt(self->device));
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->device,
+					 VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach)));
+	detach.flags = 0;
+	detach.argsz = 4;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->device,
+					 VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach)));
+	attach.flags = 0;
+	attach.argsz = 4;
+	EXPECT_EQ(EINVAL, ERRNO_OF(ioctl(self->device,
+					 VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach)));
 	EXPECT_EQ(0, attach_pt(self->device, &self->ioas));
 }
 
@@ -533,8 +549,20 @@ TEST_F(noiommu, iommu_objects)
 	};
 	struct iommu_viommu_alloc viommu = {
 		.size = sizeof(viommu),
-		.type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3,
 		.dev_id = self->dev_id,
+	};
+	struct iommu_veventq_alloc veventq = {
+		.size = sizeof(veventq),
+		.viommu_id = 0xdead,
+		.type = IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
+		.veventq_depth = 1,
+	};
+	struct iommu_hw_queue_alloc hw_queue = {
+		.size = sizeof(hw_queue),
+		.viommu_id = 0xdead,
+		.type = IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV,
+		.nesting_parent_iova = IOVA,
+		.length = PAGE,
 	};
 	struct iommu_vdevice_alloc vdevice = {
 		.size = sizeof(vdevice),
@@ -558,10 +586,16 @@ TEST_F(noiommu, iommu_objects)
 	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd, IOMMU_GET_HW_INFO, &info)));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0,
 				&viommu.hwpt_id));
-	EXPECT_EQ(EOPNOTSUPP,
-		  ERRNO_OF(ioctl(self->iommufd, IOMMU_VIOMMU_ALLOC, &viommu)));
+	for (viommu.type = 0; viommu.type < 16; viommu.type++)
+		EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd,
+						     IOMMU_VIOMMU_ALLOC, &viommu)));
+	/* There can be no vIOMMU to hang these on */
 	EXPECT_EQ(ENOENT,
 		  ERRNO_OF(ioctl(self->iommufd, IOMMU_VDEVICE_ALLOC, &vdevice)));
+	EXPECT_EQ(ENOENT,
+		  ERRNO_OF(ioctl(self->iommufd, IOMMU_VEVENTQ_ALLOC, &veventq)));
+	EXPECT_EQ(ENOENT,
+		  ERRNO_OF(ioctl(self->iommufd, IOMMU_HW_QUEUE_ALLOC, &hw_queue)));
 	set_dirty.hwpt_id = viommu.hwpt_id;
 	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->iommufd,
 					     IOMMU_HWPT_SET_DIRTY_TRACKING, &set_dirty)));
@@ -851,6 +885,9 @@ TEST_F(noiommu, get_pa_stops_at_a_hole)
 	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA + 7, &length, &phys));
 	EXPECT_EQ(5 * PAGE - 7, length);
 	EXPECT_EQ(pagemap_pa(va) + 7, phys);
+	/* Part of an area can't be unmapped, and stays all there */
+	EXPECT_EQ(ENOENT, ioas_unmap(self->iommufd, self->ioas, IOVA, PAGE));
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
 	/* Areas that touch in IOVA but not physically */
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 9 * PAGE, PAGE,
 			      IOVA + 5 * PAGE, MAP_RW));
@@ -883,6 +920,38 @@ TEST_F(noiommu, get_pa_at_the_ends)
 		EXPECT_EQ(pagemap_pa(va) + 5, phys);
 		EXPECT_EQ(PAGE - 5, length);
 	}
+}
+
+TEST_F(noiommu, no_iova_is_reserved)
+{
+	struct iommu_iova_range range;
+	struct iommu_ioas_iova_ranges ranges = {
+		.size = sizeof(ranges),
+		.ioas_id = self->ioas,
+		.num_iovas = 1,
+		.allowed_iovas = (uintptr_t)&range,
+	};
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = MAP_RW,
+		.ioas_id = self->ioas,
+		.length = PAGE,
+	};
+	char *va = anon(PAGE, MAP_POPULATE);
+	uint64_t length = PAGE, phys;
+	uint32_t hwpt;
+
+	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
+	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_IOAS_IOVA_RANGES, &ranges));
+	EXPECT_EQ(1, ranges.num_iovas);
+	EXPECT_EQ(0, range.start);
+	EXPECT_EQ(ULONG_MAX, range.last);
+	EXPECT_EQ(PAGE, ranges.out_iova_alignment);
+	/* The IOVA may be iommufd's choice too */
+	map.user_va = (uintptr_t)va;
+	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_IOAS_MAP, &map));
+	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, map.iova, &length, &phys));
+	EXPECT_EQ(pagemap_pa(va), phys);
 }
 
 TEST_F(noiommu, unmap_and_copy_while_attached)
@@ -1219,8 +1288,9 @@ TEST_F(noiommu, hot_reset)
 	bool found = false;
 	unsigned int i;
 
-	if (ioctl(self->device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &buf))
-		SKIP(return, "no hot reset of this device (errno %d)", errno);
+	if (ERRNO_OF(ioctl(self->device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+			   &buf)) == ENODEV)
+		SKIP(return, "no hot reset of this device");
 	EXPECT_NE(0, buf.info.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID);
 	EXPECT_NE(0, buf.info.flags & VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED);
 	for (i = 0; i < buf.info.count; i++)
@@ -1317,10 +1387,27 @@ TEST_F(mixed, one_ioas_in_either_order)
 					    IOVA + offset * PAGE, &length, &phys));
 			EXPECT_EQ(pagemap_pa(self->va + offset * PAGE), phys);
 		}
-		/* The physical addresses go with the noiommu device */
-		ASSERT_EQ(0, detach_pt(self->device[0]));
+		/* Map and unmap reach both */
+		ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, self->va + PAGE,
+				      PAGE, IOVA + HUGE_PAGE, MAP_RW));
+		EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA + HUGE_PAGE));
+		ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA + HUGE_PAGE,
+					PAGE));
+		EXPECT_EQ(ENOENT, get_pa_errno(self->iommufd, self->ioas,
+					       IOVA + HUGE_PAGE));
+		/* The physical addresses go with the noiommu device, not the other */
+		ASSERT_EQ(0, detach_pt(self->device[first]));
+		if (!first) {
+			EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd,
+							   self->ioas, IOVA));
+		} else {
+			length = PAGE;
+			ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
+					    IOVA + 3 * PAGE, &length, &phys));
+			EXPECT_EQ(pagemap_pa(self->va + 3 * PAGE), phys);
+		}
+		ASSERT_EQ(0, detach_pt(self->device[!first]));
 		EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
-		ASSERT_EQ(0, detach_pt(self->device[1]));
 	}
 }
 
@@ -1359,6 +1446,12 @@ TEST_F(mixed, reserved_iovas_survive_a_failed_replace)
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id[i], self->ioas,
 					0, &hwpt[i]));
+	/* A refused attach leaves none behind */
+	pt_id = hwpt[0];
+	EXPECT_EQ(EINVAL, attach_pt(self->device[1], &pt_id));
+	EXPECT_EQ(0, ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW));
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, msi, PAGE));
+
 	pt_id = hwpt[1];
 	ASSERT_EQ(0, attach_pt(self->device[1], &pt_id));
 	if (ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW) == 0)
@@ -1389,17 +1482,16 @@ TEST(mdev_is_not_noiommu)
 	if (write_file(path, uuid))
 		SKIP(return, "no sample mtty");
 	snprintf(path, sizeof(path), "%s/%s/vfio-dev", parent, uuid);
-	EXPECT_TRUE(find_entry(path, "", name, sizeof(name)));
+	ASSERT_TRUE(find_entry(path, "", name, sizeof(name)));
 	EXPECT_EQ(0, strncmp(name, "vfio", 4));
 	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
 	EXPECT_EQ(0, access(path, F_OK));
 	snprintf(path, sizeof(path), "%s/%s/iommu_group", parent, uuid);
 	len = readlink(path, target, sizeof(target) - 1);
-	if (len > 0) {
-		target[len] = 0;
-		snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(target, '/') + 1);
-		EXPECT_EQ(0, access(path, F_OK));
-	}
+	ASSERT_LT(0, len);
+	target[len] = 0;
+	snprintf(path, sizeof(path), "/dev/vfio/%s", strrchr(target, '/') + 1);
+	EXPECT_EQ(0, access(path, F_OK));
 	snprintf(path, sizeof(path), "%s/%s/remove", parent, uuid);
 	EXPECT_EQ(0, write_file(path, "1"));
 }

@@ -27,8 +27,12 @@ FIXTURE_SETUP(fail_nth)
 
 	self->proc = open("/proc/self/fail-nth", O_RDWR);
 	if (self->proc < 0 ||
-	    write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N"))
-		SKIP(return, "no fault injection (CONFIG_FAILSLAB, debugfs)");
+	    write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") ||
+	    write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N"))
+		SKIP(return, "no fault injection (CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, debugfs)");
+	/* Page tables are single pages */
+	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
 	write_file("/sys/kernel/debug/failslab/verbose", "0");
 	if (!find_device("0x1b36", "0x0010", self->bdf, sizeof(self->bdf)))
 		SKIP(return, "no NVMe controller");
@@ -98,6 +102,7 @@ static bool nth_was_hit(struct _test_data_fail_nth *self)
 			if (!rc)						\
 				ASSERT_EQ(0, (undo)) TH_LOG("point %u", nth);	\
 		}								\
+		ASSERT_GT(1000, nth);						\
 		TH_LOG(name ": %u points", nth - 1);				\
 		self->points += nth - 1;					\
 	} while (0)

@@ -4,6 +4,7 @@
 # the environment, as the kernel does not tell:
 #   NOIOMMU_GROUP=1 with VFIO_NOIOMMU, NOIOMMU_CDEV=1 with VFIO_CDEV_NOIOMMU,
 #   0 without; by default both are on.
+#   NOIOMMU_FRESH=1 if no noiommu mode was used since boot.
 
 . "$(dirname "$0")/../kselftest/ktap_helpers.sh"
 
@@ -56,9 +57,10 @@ fi
 echo vfio-pci >"$device/driver_override"
 
 if [ "$group$cdev" = 00 ]; then
-	ktap_set_plan 2
+	ktap_set_plan 3
 	check "no mode: no switch" [ ! -e $switch ]
 	check "no mode: probe fails with EINVAL" refused
+	check "no mode: no node" [ ! -e "$device/vfio-dev" ]
 	ktap_finished
 fi
 
@@ -69,8 +71,26 @@ had_groups=$(count "$groups")
 had_cdevs=$(count "$cdevs")
 had_others=$(count "$others")
 
-ktap_set_plan 12
+tainted() { [ $(($(cat /proc/sys/kernel/tainted) >> 6 & 1)) = 1 ]; }	# TAINT_USER
+not() { ! "$@"; }
+# The node that sysfs names is the one that is there
+cdev_matches()
+{
+	for dir in "$device"/vfio-dev/noiommu-vfio*; do
+		[ -c "/dev/vfio/devices/${dir##*/}" ]
+	done
+}
+group_matches()
+{
+	[ -c "/dev/vfio/noiommu-$(basename "$(readlink "$device/iommu_group")")" ]
+}
+
+ktap_set_plan $((12 + group + cdev + 3 * ${NOIOMMU_FRESH:-0}))
 before=$(cat $switch)
+if [ "${NOIOMMU_FRESH:-0}" = 1 ]; then
+	check "the switch is N by default" [ "$before" = N ]
+	check "nothing is tainted yet" not tainted
+fi
 echo N >$switch
 check "the switch is there, and takes N" [ "$(cat $switch)" = N ]
 check "switch N: probe fails with EINVAL" refused
@@ -78,6 +98,9 @@ check "switch N: no group node" more "$groups" "$had_groups" 0
 check "switch N: no cdev" more "$cdevs $others" $((had_cdevs + had_others)) 0
 echo Y >$switch
 check "switch Y: probe succeeds" probe
+[ "${NOIOMMU_FRESH:-0}" = 0 ] || check "TAINT_USER" tainted
+[ "$group" = 0 ] || check "the group node is that of its iommu_group" group_matches
+[ "$cdev" = 0 ] || check "the cdev node is that of its vfio-dev" cdev_matches
 check "group node /dev/vfio/noiommu-N" more "$groups" "$had_groups" "$group"
 check "an iommu_group only for the group" [ "$(count "$device/iommu_group")" = "$group" ]
 check "cdev node /dev/vfio/devices/noiommu-vfioX" more "$cdevs" "$had_cdevs" "$cdev"
