@@ -428,9 +428,12 @@ static void nvme_wait_ready(struct nvme *nvme, uint32_t ready)
 	uint32_t csts;
 
 	errno = 0;
-	while (((csts = nvme_read32(nvme, NVME_CSTS)) & NVME_CSTS_RDY) != ready) {
+	for (;;) {
+		csts = nvme_read32(nvme, NVME_CSTS);
 		if (csts == UINT32_MAX)
 			die(NULL, "the controller is gone (CSTS reads as all ones)");
+		if ((csts & NVME_CSTS_RDY) == ready)
+			break;
 		/* A reset is what clears it */
 		if (ready && csts & NVME_CSTS_CFS)
 			die(NULL, "the controller reports a fatal error (CSTS %#x)", csts);
@@ -524,8 +527,8 @@ static void nvme_identify(struct nvme *nvme)
 		.cdw10 = { htole32(1) },
 	};
 	const uint8_t *data = nvme->mem.va + MEM_IDENTIFY * PAGE;
+	uint8_t mdts, format;
 	uint32_t lbaf;
-	uint8_t mdts;
 
 	nvme_admin(nvme, &cmd, "Identify Controller");
 	nvme_print_text("  model      ", (const char *)data + 24, 40);
@@ -537,7 +540,8 @@ static void nvme_identify(struct nvme *nvme)
 	nvme_admin(nvme, &cmd, "Identify Namespace");
 	memcpy(&nvme->nr_blocks, data, 8);
 	nvme->nr_blocks = le64toh(nvme->nr_blocks);
-	memcpy(&lbaf, data + 128 + 4 * (data[26] & 0xf), 4);
+	format = (data[26] & 0xf) | (data[26] >> 1 & 0x30);
+	memcpy(&lbaf, data + 128 + 4 * format, 4);
 	lbaf = le32toh(lbaf);
 	errno = 0;
 	/* Metadata would be transferred beyond the PRPs that are given here */
@@ -581,6 +585,8 @@ static void nvme_init(struct nvme *nvme, const char *address)
 	/* In units of 500 ms, and at least 5 s for emulated disks */
 	nvme->timeout_ms = (cap >> 24 & 0xff) * 500 + 5000;
 	errno = 0;
+	if (NVME_DOORBELLS + 4 * stride > nvme->dev.bar0_size)
+		die(NULL, "the doorbells of two queue pairs are not in BAR 0");
 	if (!(cap & NVME_CAP_NVM))
 		die(NULL, "the controller has no NVM command set");
 	if (mpsmin)
