@@ -98,8 +98,6 @@ FIXTURE_VARIANT_ADD(noiommu, e1000e) { .vendor = "0x8086", .device = "0x10d3" };
 
 FIXTURE_SETUP(noiommu)
 {
-	char name[256];
-
 	self->device = -1;
 	self->iommufd = -1;
 	if (!find_device(variant->vendor, variant->device, self->bdf,
@@ -108,10 +106,7 @@ FIXTURE_SETUP(noiommu)
 	if (device_has_iommu(self->bdf))
 		SKIP(return, "%s has an IOMMU", self->bdf);
 	ASSERT_EQ(0, noiommu_switch(true));
-	if (!cdev_name(self->bdf, name, sizeof(name))) {
-		device_unbind(self->bdf);
-		ASSERT_EQ(0, device_bind(self->bdf));
-	}
+	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->pinned = pinned_pages();
 	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
 					 &self->iommufd, &self->dev_id));
@@ -1230,7 +1225,7 @@ TEST(two_devices)
 	uint32_t dev_id[2], pt_id[2], ioas, other;
 	char *va = anon(PAGE, MAP_POPULATE);
 	int device[2], i;
-	char bdf[256], name[256];
+	char bdf[256];
 	long long pinned = pinned_pages();
 
 	ASSERT_LE(0, iommufd);
@@ -1242,10 +1237,7 @@ TEST(two_devices)
 			SKIP(return, "needs NVMe and edu");
 		if (device_has_iommu(bdf))
 			SKIP(return, "%s has an IOMMU", bdf);
-		if (!cdev_name(bdf, name, sizeof(name))) {
-			device_unbind(bdf);
-			ASSERT_EQ(0, device_bind(bdf));
-		}
+		ASSERT_EQ(0, ensure_bound(bdf));
 		device[i] = cdev_open(bdf);
 		ASSERT_LE(0, device[i]);
 		ASSERT_EQ(0, bind_iommufd(device[i], iommufd, &dev_id[i]));
@@ -1338,11 +1330,8 @@ FIXTURE_SETUP(mixed)
 	ASSERT_LE(0, self->iommufd);
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 	for (i = 0; i < 2; i++) {
-		if (!cdev_name(bdf[i], name, sizeof(name))) {
-			device_unbind(bdf[i]);
-			ASSERT_EQ(0, device_bind(bdf[i]));
-			ASSERT_TRUE(cdev_name(bdf[i], name, sizeof(name)));
-		}
+		ASSERT_EQ(0, ensure_bound(bdf[i]));
+		ASSERT_TRUE(cdev_name(bdf[i], name, sizeof(name)));
 		EXPECT_EQ(0, strncmp(name, i ? "vfio" : "noiommu-vfio", i ? 4 : 12));
 		self->device[i] = cdev_open(bdf[i]);
 		ASSERT_LE(0, self->device[i]);

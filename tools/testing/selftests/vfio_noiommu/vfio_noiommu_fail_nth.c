@@ -23,8 +23,6 @@ FIXTURE(fail_nth)
 
 FIXTURE_SETUP(fail_nth)
 {
-	char name[256];
-
 	self->proc = open("/proc/self/fail-nth", O_RDWR);
 	if (self->proc < 0 ||
 	    write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") ||
@@ -39,10 +37,7 @@ FIXTURE_SETUP(fail_nth)
 	if (device_has_iommu(self->bdf))
 		SKIP(return, "%s has an IOMMU", self->bdf);
 	ASSERT_EQ(0, noiommu_switch(true));
-	if (!cdev_name(self->bdf, name, sizeof(name))) {
-		device_unbind(self->bdf);
-		ASSERT_EQ(0, device_bind(self->bdf));
-	}
+	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->iommufd);
 	self->device = cdev_open(self->bdf);

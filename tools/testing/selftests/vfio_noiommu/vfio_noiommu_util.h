@@ -170,6 +170,17 @@ static inline bool cdev_name(const char *bdf, char *name, size_t size)
 	return find_entry(path, "", name, size);
 }
 
+/* To vfio-pci, from whatever driver has it, unless it is there already */
+static inline int ensure_bound(const char *bdf)
+{
+	char name[256];
+
+	if (cdev_name(bdf, name, sizeof(name)))
+		return 0;
+	device_unbind(bdf);
+	return device_bind(bdf);
+}
+
 static inline int cdev_open(const char *bdf)
 {
 	char name[256], path[600];
