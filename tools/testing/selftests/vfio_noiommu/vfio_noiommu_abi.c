@@ -1455,6 +1455,46 @@ TEST_F(mixed, reserved_iovas_survive_a_failed_replace)
 	EXPECT_EQ(0, ioas_map(self->iommufd, self->ioas, self->va, PAGE, msi, MAP_RW));
 }
 
+/* The same of a replace by a HWPT of the right kind that fails halfway */
+TEST_F(mixed, reserved_iovas_survive_a_failed_allocation)
+{
+	int proc = open("/proc/self/fail-nth", O_RDWR), nth, cur = 0, failed = 0;
+	const uint64_t msi = 0xfee00000;
+	uint32_t hwpt[2], pt_id;
+	char text[16];
+
+	if (proc < 0 ||
+	    write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N"))
+		SKIP(return, "no fault injection (CONFIG_FAILSLAB, debugfs)");
+	for (nth = 0; nth < 2; nth++)
+		ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id[1], self->ioas,
+					0, &hwpt[nth]));
+	pt_id = hwpt[0];
+	ASSERT_EQ(0, attach_pt(self->device[1], &pt_id));
+
+	for (nth = 1; nth < 100; nth++) {
+		int rc;
+
+		snprintf(text, sizeof(text), "%d", nth);
+		ASSERT_LT(0, pwrite(proc, text, strlen(text), 0));
+		pt_id = hwpt[!cur];
+		rc = attach_pt(self->device[1], &pt_id);
+		memset(text, 0, sizeof(text));
+		ASSERT_LT(0, pread(proc, text, sizeof(text) - 1, 0));
+		ASSERT_EQ(1, pwrite(proc, "0", 1, 0));
+		if (rc)
+			failed++;
+		else
+			cur = !cur;
+		EXPECT_NE(0, ioas_map(self->iommufd, self->ioas, self->va, PAGE,
+				      msi, MAP_RW)) TH_LOG("point %d", nth);
+		if (atoi(text))
+			break;
+	}
+	EXPECT_LT(0, failed);
+	close(proc);
+}
+
 /*
  * A mediated device has no IOMMU either, and does no DMA of its own: it keeps
  * its plain name and its group.
