@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <linux/kvm.h>
 #include <linux/pci_regs.h>
 
 #include "kselftest_harness.h"
@@ -1289,6 +1290,43 @@ TEST_F(noiommu, hot_reset)
 		found |= buf.info.devices[i].devid == self->dev_id;
 	EXPECT_TRUE(found);
 	EXPECT_EQ(0, ERRNO_OF(ioctl(self->device, VFIO_DEVICE_PCI_HOT_RESET, &reset)));
+}
+
+/* KVM takes VFIO files to know what is assigned; a cdev has no group to ask */
+TEST_F(noiommu, kvm)
+{
+	struct kvm_create_device device = { .type = KVM_DEV_TYPE_VFIO };
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm, fd;
+	struct kvm_device_attr attr = {
+		.group = KVM_DEV_VFIO_FILE,
+		.attr = KVM_DEV_VFIO_FILE_ADD,
+		.addr = (uintptr_t)&fd,
+	};
+	struct vfio_device_info info = { .argsz = sizeof(info) };
+	uint32_t dev_id;
+
+	if (kvm < 0)
+		SKIP(return, "no KVM");
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	ASSERT_LE(0, vm);
+	ASSERT_EQ(0, ioctl(vm, KVM_CREATE_DEVICE, &device));
+
+	/* Added before it is bound, as VMMs do */
+	close(self->device);
+	self->device = cdev_open(self->bdf);
+	ASSERT_LE(0, self->device);
+	fd = self->device;
+	EXPECT_EQ(0, ioctl(device.fd, KVM_SET_DEVICE_ATTR, &attr));
+	EXPECT_EQ(0, bind_iommufd(self->device, self->iommufd, &dev_id));
+	EXPECT_EQ(0, ioctl(self->device, VFIO_DEVICE_GET_INFO, &info));
+	attr.attr = KVM_DEV_VFIO_FILE_DEL;
+	EXPECT_EQ(0, ioctl(device.fd, KVM_SET_DEVICE_ATTR, &attr));
+	/* And after */
+	attr.attr = KVM_DEV_VFIO_FILE_ADD;
+	EXPECT_EQ(0, ioctl(device.fd, KVM_SET_DEVICE_ATTR, &attr));
+	close(device.fd);
+	close(vm);
+	close(kvm);
 }
 
 /*
