@@ -55,6 +55,16 @@ static void *anon(size_t size, int flags)
 	return va == MAP_FAILED ? NULL : va;
 }
 
+/* As many as a test takes, if the system has fewer */
+static void want_huge_pages(void)
+{
+	char text[32];
+
+	if (!read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)) &&
+	    atoi(text) < 16)
+		write_file("/proc/sys/vm/nr_hugepages", "16");
+}
+
 /* Pages whose neighbours are elsewhere: touched in steps through the range */
 static void touch_scattered(char *va, size_t size)
 {
@@ -774,7 +784,7 @@ TEST_F(noiommu, get_pa_hugetlb)
 	uint32_t hwpt;
 	char *va;
 
-	write_file("/proc/sys/vm/nr_hugepages", "16");
+	want_huge_pages();
 	va = anon(2 * HUGE_PAGE, MAP_HUGETLB);
 	if (!va)
 		SKIP(return, "no huge pages");
@@ -794,7 +804,7 @@ TEST_F(noiommu, get_pa_file)
 	unsigned int huge;
 	uint32_t hwpt;
 
-	write_file("/proc/sys/vm/nr_hugepages", "16");
+	want_huge_pages();
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
 	for (huge = 0; huge < 2; huge++) {
 		size_t size = huge ? 2 * HUGE_PAGE : 64 * PAGE;
@@ -849,7 +859,7 @@ TEST_F(noiommu, get_pa_without_large_pages)
 	uint32_t hwpt;
 	char *va;
 
-	write_file("/proc/sys/vm/nr_hugepages", "16");
+	want_huge_pages();
 	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
 	if (!va)
 		SKIP(return, "no huge pages");
@@ -866,7 +876,7 @@ TEST_F(noiommu, get_pa_stops_at_a_hole)
 	uint32_t hwpt;
 	char *va;
 
-	write_file("/proc/sys/vm/nr_hugepages", "16");
+	want_huge_pages();
 	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
 	if (!va)
 		SKIP(return, "no huge pages");
