@@ -55,7 +55,7 @@ static void *anon(size_t size, int flags)
 	return va == MAP_FAILED ? NULL : va;
 }
 
-/* As many as a test takes, if the system has fewer */
+/* As many huge pages as a test takes, if the system has fewer */
 static void want_huge_pages(void)
 {
 	char text[32];
@@ -63,6 +63,12 @@ static void want_huge_pages(void)
 	if (!read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)) &&
 	    atoi(text) < 16)
 		write_file("/proc/sys/vm/nr_hugepages", "16");
+}
+
+static void *anon_huge(size_t size)
+{
+	want_huge_pages();
+	return anon(size, MAP_HUGETLB | MAP_POPULATE);
 }
 
 /* Pages whose neighbours are elsewhere: touched in steps through the range */
@@ -784,8 +790,7 @@ TEST_F(noiommu, get_pa_hugetlb)
 	uint32_t hwpt;
 	char *va;
 
-	want_huge_pages();
-	va = anon(2 * HUGE_PAGE, MAP_HUGETLB);
+	va = anon_huge(2 * HUGE_PAGE);
 	if (!va)
 		SKIP(return, "no huge pages");
 	memset(va, 1, 2 * HUGE_PAGE);
@@ -859,8 +864,7 @@ TEST_F(noiommu, get_pa_without_large_pages)
 	uint32_t hwpt;
 	char *va;
 
-	want_huge_pages();
-	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
+	va = anon_huge(HUGE_PAGE);
 	if (!va)
 		SKIP(return, "no huge pages");
 	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_OPTION, &option));
@@ -876,8 +880,7 @@ TEST_F(noiommu, get_pa_stops_at_a_hole)
 	uint32_t hwpt;
 	char *va;
 
-	want_huge_pages();
-	va = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
+	va = anon_huge(HUGE_PAGE);
 	if (!va)
 		SKIP(return, "no huge pages");
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
