@@ -11,7 +11,6 @@
 #include <sys/klog.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 #include <linux/kvm.h>
 #include <linux/pci_regs.h>
@@ -19,69 +18,10 @@
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
 
-#define PAGE 4096UL
-#define HUGE_PAGE (2UL << 20)
 #define IOVA 0x10000000UL
 
 /* Documentation/admin-guide/tainted-kernels.rst */
 #define TAINT_USER 0x40
-
-#ifndef MFD_HUGETLB
-#define MFD_HUGETLB 4U
-#endif
-
-/*
- * Run code in a child, where capabilities or a uid are dropped; what it
- * returns is compared here.
- */
-#define IN_CHILD(expected, code)					\
-	do {								\
-		int status;						\
-		pid_t pid = fork();					\
-									\
-		ASSERT_LE(0, pid);					\
-		if (!pid)						\
-			_exit(code);					\
-		ASSERT_EQ(pid, waitpid(pid, &status, 0));		\
-		ASSERT_TRUE(WIFEXITED(status));				\
-		EXPECT_EQ(expected, WEXITSTATUS(status));		\
-	} while (0)
-
-static void *anon(size_t size, int flags)
-{
-	void *va = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-
-	return va == MAP_FAILED ? NULL : va;
-}
-
-/* As many huge pages as a test takes, if the system has fewer */
-static void want_huge_pages(void)
-{
-	char text[32];
-
-	if (!read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)) &&
-	    atoi(text) < 16)
-		write_file("/proc/sys/vm/nr_hugepages", "16");
-}
-
-static void *anon_huge(size_t size)
-{
-	want_huge_pages();
-	return anon(size, MAP_HUGETLB | MAP_POPULATE);
-}
-
-/* Pages whose neighbours are elsewhere: touched in steps through the range */
-static void touch_scattered(char *va, size_t size)
-{
-	size_t nr = size / PAGE, i, step = 37;
-
-	madvise(va, size, MADV_NOHUGEPAGE);
-	while (nr % step == 0)
-		step += 2;
-	for (i = 0; i < nr; i++)
-		va[i * step % nr * PAGE] = i;
-}
 
 static int open_pinned_devices(const char *bdf, int *device, int *iommufd,
 			       uint32_t *dev_id)
@@ -697,52 +637,6 @@ TEST_F(noiommu, get_pa_needs_rawio)
 	}));
 }
 
-/*
- * Every page of [va, va + size), mapped at iova, against pagemap; then the whole
- * in as few calls as it takes: each run has to be contiguous, and the longest.
- */
-static void check_pas(struct __test_metadata *_metadata,
-		      struct _test_data_noiommu *self, char *va,
-		      uint64_t iova, size_t size)
-{
-	uint64_t phys, length, expected, next;
-	size_t offset, runs = 0;
-
-	for (offset = 0; offset < size; offset += PAGE) {
-		expected = pagemap_pa(va + offset);
-		ASSERT_NE(0, expected);
-		length = PAGE;
-		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, iova + offset,
-				    &length, &phys));
-		ASSERT_EQ(expected, phys) TH_LOG("page %zu", offset / PAGE);
-		ASSERT_EQ(PAGE, length);
-		/* From the middle of the page, to its end and not beyond */
-		length = PAGE - 0x123;
-		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
-				    iova + offset + 0x123, &length, &phys));
-		ASSERT_EQ(expected + 0x123, phys);
-		ASSERT_EQ(PAGE - 0x123, length);
-		length = 1;
-		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas,
-				    iova + offset + PAGE - 1, &length, &phys));
-		ASSERT_EQ(expected + PAGE - 1, phys);
-		ASSERT_EQ(1, length);
-	}
-
-	for (offset = 0; offset < size; offset += length, runs++) {
-		length = size - offset;
-		ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, iova + offset,
-				    &length, &phys));
-		ASSERT_EQ(0, length % PAGE);
-		ASSERT_GE(size - offset, length);
-		for (next = 0; next < length; next += PAGE)
-			ASSERT_EQ(pagemap_pa(va + offset + next), phys + next);
-		if (offset + length < size)
-			ASSERT_NE(pagemap_pa(va + offset + length), phys + length);
-	}
-	TH_LOG("%zu pages in %zu runs", size / PAGE, runs);
-}
-
 TEST_F(noiommu, get_pa_scattered)
 {
 	size_t size = 512 * PAGE;
@@ -752,7 +646,7 @@ TEST_F(noiommu, get_pa_scattered)
 	touch_scattered(va, size);
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, size, IOVA, MAP_RW));
-	check_pas(_metadata, self, va, IOVA, size);
+	check_pas(_metadata, self->iommufd, self->ioas, va, IOVA, size);
 }
 
 TEST_F(noiommu, get_pa_mapped_before_the_hwpt)
@@ -764,7 +658,7 @@ TEST_F(noiommu, get_pa_mapped_before_the_hwpt)
 	touch_scattered(va, size);
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, size, IOVA, MAP_RW));
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
-	check_pas(_metadata, self, va, IOVA, size);
+	check_pas(_metadata, self->iommufd, self->ioas, va, IOVA, size);
 }
 
 TEST_F(noiommu, get_pa_thp)
@@ -780,7 +674,7 @@ TEST_F(noiommu, get_pa_thp)
 	/* Unaligned in both: an IOVA that is no multiple of the huge page */
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va + 3 * PAGE,
 			      2 * HUGE_PAGE - 5 * PAGE, IOVA + PAGE, MAP_RW));
-	check_pas(_metadata, self, va + 3 * PAGE, IOVA + PAGE,
+	check_pas(_metadata, self->iommufd, self->ioas, va + 3 * PAGE, IOVA + PAGE,
 		  2 * HUGE_PAGE - 5 * PAGE);
 }
 
@@ -800,7 +694,7 @@ TEST_F(noiommu, get_pa_hugetlb)
 	ASSERT_EQ(0, get_pa(self->iommufd, self->ioas, IOVA, &length, &phys));
 	EXPECT_LE(HUGE_PAGE, length);
 	EXPECT_EQ(0, phys % HUGE_PAGE);
-	check_pas(_metadata, self, va, IOVA, 2 * HUGE_PAGE);
+	check_pas(_metadata, self->iommufd, self->ioas, va, IOVA, 2 * HUGE_PAGE);
 	munmap(va, 2 * HUGE_PAGE);
 }
 
@@ -825,7 +719,7 @@ TEST_F(noiommu, get_pa_file)
 		/* From the second page on: IOVA and file offset differ */
 		ASSERT_EQ(0, ioas_map_file(self->iommufd, self->ioas, fd, PAGE,
 					   size - PAGE, IOVA));
-		check_pas(_metadata, self, va + PAGE, IOVA, size - PAGE);
+		check_pas(_metadata, self->iommufd, self->ioas, va + PAGE, IOVA, size - PAGE);
 		ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, size - PAGE));
 		munmap(va, size);
 		close(fd);
@@ -848,8 +742,8 @@ TEST_F(noiommu, get_pa_shared_and_read_only)
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, shared, size, IOVA, MAP_RW));
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, ro, size, IOVA + HUGE_PAGE,
 			      IOMMU_IOAS_MAP_READABLE));
-	check_pas(_metadata, self, shared, IOVA, size);
-	check_pas(_metadata, self, ro, IOVA + HUGE_PAGE, size);
+	check_pas(_metadata, self->iommufd, self->ioas, shared, IOVA, size);
+	check_pas(_metadata, self->iommufd, self->ioas, ro, IOVA + HUGE_PAGE, size);
 }
 
 TEST_F(noiommu, get_pa_without_large_pages)
@@ -870,7 +764,7 @@ TEST_F(noiommu, get_pa_without_large_pages)
 	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_OPTION, &option));
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, HUGE_PAGE, IOVA, MAP_RW));
-	check_pas(_metadata, self, va, IOVA, HUGE_PAGE);
+	check_pas(_metadata, self->iommufd, self->ioas, va, IOVA, HUGE_PAGE);
 	munmap(va, HUGE_PAGE);
 }
 

@@ -1,0 +1,799 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * iommufd for devices without an IOMMU, on mock devices: needs IOMMUFD_TEST and
+ * no hardware
+ */
+#include <limits.h>
+#include <signal.h>
+
+#include "iommufd_noiommu_mock.h"
+
+FIXTURE(noiommu)
+{
+	int fd;
+	uint32_t ioas;
+	struct mock dev;
+	long long pinned;
+	long long accounted;
+};
+
+FIXTURE_VARIANT(noiommu)
+{
+	/* Bytes of a batch of PFNs */
+	unsigned int limit;
+};
+
+FIXTURE_VARIANT_ADD(noiommu, batches) { .limit = 65536 };
+/* So that a few pages take several batches */
+FIXTURE_VARIANT_ADD(noiommu, small_batches) { .limit = 32 };
+
+FIXTURE_SETUP(noiommu)
+{
+	PAGE_SIZE = sysconf(_SC_PAGESIZE);
+	self->fd = -1;
+	if (PAGE_SIZE != PAGE)
+		SKIP(return, "written for pages of 4K");
+	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+	if (_test_ioctl_set_temp_memory_limit(self->fd, variant->limit)) {
+		close(self->fd);
+		self->fd = -1;
+		SKIP(return, "no CONFIG_IOMMUFD_TEST");
+	}
+	self->pinned = pinned_pages();
+	self->accounted = accounted();
+	ASSERT_EQ(0, ioas_alloc(self->fd, &self->ioas));
+	ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
+}
+
+FIXTURE_TEARDOWN(noiommu)
+{
+	if (self->fd < 0)
+		return;
+	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, 65536));
+	close(self->fd);
+	/* Whatever a test did and left behind, nothing is lost */
+	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->accounted, accounted());
+}
+
+#define check_ioas(ioas, va, iova, size) \
+	check_pas(_metadata, self->fd, ioas, va, iova, size)
+
+TEST_F(noiommu, automatic_hwpt)
+{
+	struct mock second;
+
+	EXPECT_NE(self->ioas, self->dev.hwpt);
+	EXPECT_EQ(EBUSY, destroy(self->fd, self->dev.hwpt));
+	EXPECT_EQ(EBUSY, destroy(self->fd, self->dev.idev));
+	EXPECT_EQ(EBUSY, destroy(self->fd, self->ioas));
+	/* The next device of the kind shares it */
+	ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &second));
+	EXPECT_EQ(self->dev.hwpt, second.hwpt);
+	EXPECT_NE(self->dev.idev, second.idev);
+	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+	EXPECT_EQ(EBUSY, destroy(self->fd, second.hwpt));
+	/* And it goes with the last one */
+	ASSERT_EQ(0, destroy(self->fd, second.stdev));
+	EXPECT_EQ(ENOENT, destroy(self->fd, second.hwpt));
+	EXPECT_EQ(ENOENT, destroy(self->fd, second.idev));
+	EXPECT_EQ(0, destroy(self->fd, self->ioas));
+}
+
+TEST_F(noiommu, explicit_hwpts)
+{
+	uint32_t hwpt[3], other;
+	struct mock second;
+	char *va = anon(16 * PAGE, 0);
+	int i;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0,
+					&hwpt[i]));
+		EXPECT_NE(self->dev.hwpt, hwpt[i]);
+		/* All of them map the IOAS, which is pinned once */
+		EXPECT_EQ(self->pinned + 16, pinned_pages());
+	}
+	/* Made for one device, good for another */
+	ASSERT_EQ(0, mock_noiommu(self->fd, hwpt[1], &second));
+	EXPECT_EQ(hwpt[1], second.hwpt);
+	EXPECT_EQ(EBUSY, destroy(self->fd, hwpt[1]));
+
+	/* The answer is the same with any, all or the last of them */
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, destroy(self->fd, hwpt[0]));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, destroy(self->fd, second.stdev));
+	ASSERT_EQ(0, destroy(self->fd, hwpt[1]));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, destroy(self->fd, hwpt[2]));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
+	EXPECT_EQ(self->pinned, pinned_pages());
+
+	/* Without a device there is nobody to make a HWPT for */
+	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
+	EXPECT_EQ(ENOENT, hwpt_alloc(self->fd, self->dev.idev, other, 0, &hwpt[0]));
+}
+
+TEST_F(noiommu, replace_in_every_direction)
+{
+	/* The two IOASes, and two HWPTs of each */
+	uint32_t pts[6], ioas_of[6];
+	char *va = anon(16 * PAGE, 0);
+	int from, to, i;
+
+	touch_scattered(va, 16 * PAGE);
+	for (i = 0; i < 2; i++) {
+		pts[0] = self->ioas;
+		if (i)
+			ASSERT_EQ(0, ioas_alloc(self->fd, &pts[3 * i]));
+		ASSERT_EQ(0, ioas_map(self->fd, pts[3 * i], va, 16 * PAGE, IOVA,
+				      MAP_RW));
+		for (to = 0; to < 3; to++) {
+			ioas_of[3 * i + to] = pts[3 * i];
+			if (to)
+				ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev,
+							pts[3 * i], 0,
+							&pts[3 * i + to]));
+		}
+	}
+	for (from = 0; from < 6; from++) {
+		for (to = 0; to < 6; to++) {
+			ASSERT_EQ(0, mock_replace(self->fd, &self->dev, pts[from]));
+			ASSERT_EQ(0, mock_replace(self->fd, &self->dev, pts[to]));
+			if (pts[to] != ioas_of[to])
+				EXPECT_EQ(pts[to], self->dev.hwpt);
+			EXPECT_EQ(EBUSY, destroy(self->fd, self->dev.hwpt));
+			check_ioas(ioas_of[to], va, IOVA, 16 * PAGE);
+		}
+	}
+	/* What was replaced is held by nothing */
+	ASSERT_EQ(0, mock_replace(self->fd, &self->dev, pts[5]));
+	EXPECT_EQ(0, destroy(self->fd, pts[1]));
+	EXPECT_EQ(0, destroy(self->fd, pts[2]));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, pts[0], IOVA));
+	EXPECT_EQ(0, destroy(self->fd, pts[0]));
+	check_ioas(pts[3], va, IOVA, 16 * PAGE);
+}
+
+TEST_F(noiommu, failed_replace_changes_nothing)
+{
+	char *va = anon(16 * PAGE, 0);
+	struct mock second;
+	uint32_t hwpt;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &second));
+	hwpt = self->dev.hwpt;
+	EXPECT_EQ(ENOENT, mock_replace(self->fd, &self->dev, 0xdead));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, self->dev.idev));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, second.hwpt));
+	EXPECT_EQ(hwpt, self->dev.hwpt);
+	EXPECT_EQ(EBUSY, destroy(self->fd, hwpt));
+	ASSERT_EQ(0, destroy(self->fd, second.stdev));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+}
+
+/*
+ * A device behind the mock IOMMU and one without in one IOAS
+ */
+TEST_F(noiommu, mixed_ioas_in_either_order)
+{
+	char *va = anon(16 * PAGE, 0);
+	unsigned int order, mapped;
+	uint32_t ioas;
+
+	touch_scattered(va, 16 * PAGE);
+	/* Mapped before the first, between the two, after the second */
+	for (mapped = 0; mapped < 3; mapped++) {
+		for (order = 0; order < 2; order++) {
+			struct mock dev[2];	/* noiommu first */
+			unsigned int i;
+
+			ASSERT_EQ(0, ioas_alloc(self->fd, &ioas));
+			for (i = 0; i < 3; i++) {
+				if (mapped == i)
+					ASSERT_EQ(0, ioas_map(self->fd, ioas, va,
+							      16 * PAGE, IOVA,
+							      MAP_RW));
+				if (i == 2)
+					break;
+				ASSERT_EQ(0, mock_add(self->fd, i == order ?
+						MOCK_FLAGS_DEVICE_NOIOMMU : 0,
+						ioas, &dev[i != order]));
+			}
+			/* A domain of its own kind for each, pinned once */
+			EXPECT_NE(dev[0].hwpt, dev[1].hwpt);
+			EXPECT_EQ(self->pinned + 16, pinned_pages());
+			check_ioas(ioas, va, IOVA, 16 * PAGE);
+
+			/* The answer goes with the noiommu device only */
+			if (order) {
+				ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
+				check_ioas(ioas, va, IOVA, 16 * PAGE);
+				ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
+			} else {
+				ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
+				EXPECT_EQ(EOPNOTSUPP,
+					  get_pa_errno(self->fd, ioas, IOVA));
+				EXPECT_EQ(self->pinned + 16, pinned_pages());
+				ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
+			}
+			EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
+			EXPECT_EQ(self->pinned, pinned_pages());
+			ASSERT_EQ(0, destroy(self->fd, ioas));
+		}
+	}
+}
+
+TEST_F(noiommu, hwpts_of_the_other_kind)
+{
+	struct mock iommu, refused;
+	uint32_t hwpt[2], paged;	/* for noiommu, for the IOMMU */
+
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt[0]));
+	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas, 0, &hwpt[1]));
+	/* Attach, and replace */
+	EXPECT_EQ(EINVAL, mock_noiommu(self->fd, hwpt[1], &refused));
+	EXPECT_EQ(EINVAL, mock_add(self->fd, 0, hwpt[0], &refused));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, hwpt[1]));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &iommu, hwpt[0]));
+	/* One that can be nested on is of the IOMMU's kind too */
+	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas,
+				IOMMU_HWPT_ALLOC_NEST_PARENT, &paged));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, paged));
+	/* What was refused holds nothing */
+	EXPECT_EQ(0, destroy(self->fd, paged));
+	EXPECT_EQ(0, destroy(self->fd, hwpt[0]));
+	EXPECT_EQ(0, destroy(self->fd, hwpt[1]));
+	/* A replace by the IOAS finds the right kind among its HWPTs */
+	paged = self->dev.hwpt;
+	EXPECT_EQ(0, mock_replace(self->fd, &self->dev, self->ioas));
+	EXPECT_EQ(paged, self->dev.hwpt);
+	paged = iommu.hwpt;
+	EXPECT_EQ(0, mock_replace(self->fd, &iommu, self->ioas));
+	EXPECT_EQ(paged, iommu.hwpt);
+}
+
+/*
+ * Access objects
+ */
+TEST_F(noiommu, access_pins_the_same_area)
+{
+	char *va = anon(64 * PAGE, 0);
+	uint32_t access, whole, part;
+	int first;
+
+	touch_scattered(va, 64 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 64 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, _test_cmd_create_access(self->fd, self->ioas, &access,
+					     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
+	for (first = 0; first < 2; first++) {
+		/* The second time with the access first */
+		if (first) {
+			ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+			EXPECT_EQ(self->pinned, pinned_pages());
+		}
+		ASSERT_EQ(0, access_pin(self->fd, access, IOVA, va, 64 * PAGE,
+					&whole));
+		ASSERT_EQ(0, access_pin(self->fd, access, IOVA + 5 * PAGE,
+					va + 5 * PAGE, 7 * PAGE, &part));
+		if (first) {
+			EXPECT_EQ(EOPNOTSUPP,
+				  get_pa_errno(self->fd, self->ioas, IOVA));
+			ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
+		}
+		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+		ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, whole));
+		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+		/* The device goes, and leaves the access what it has pinned */
+		ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+		EXPECT_EQ(self->pinned + 7, pinned_pages());
+		ASSERT_EQ(0, access_pin(self->fd, access, IOVA + 5 * PAGE,
+					va + 5 * PAGE, 7 * PAGE, &whole));
+		ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, whole));
+		ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
+		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+		ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, part));
+		EXPECT_EQ(self->pinned + 64, pinned_pages());
+	}
+	/* An unmap takes the access's pins with it */
+	ASSERT_EQ(0, access_pin(self->fd, access, IOVA, va, 64 * PAGE, &whole));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 64 * PAGE));
+	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(-1, _test_cmd_destroy_access_pages(self->fd, access, whole));
+	close(access);
+}
+
+TEST_F(noiommu, access_reads_what_is_mapped)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_ACCESS_RW,
+		.access_rw = { .iova = IOVA + 123, .length = 3 * PAGE },
+	};
+	char *va = anon(8 * PAGE, 0), *copy = anon(4 * PAGE, 0);
+	unsigned int i;
+
+	touch_scattered(va, 8 * PAGE);
+	for (i = 0; i < 8 * PAGE; i++)
+		va[i] = i * 7;
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 8 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, _test_cmd_create_access(self->fd, self->ioas, &cmd.id, 0));
+	cmd.access_rw.uptr = (uintptr_t)copy;
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_TEST_CMD, &cmd));
+	EXPECT_EQ(0, memcmp(copy, va + 123, 3 * PAGE));
+	/* Through the pages that the domain holds, not through the process */
+	cmd.access_rw.flags = MOCK_ACCESS_RW_SLOW_PATH | MOCK_ACCESS_RW_WRITE;
+	memset(copy, 0x5a, 3 * PAGE);
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_TEST_CMD, &cmd));
+	EXPECT_EQ(0, memcmp(copy, va + 123, 3 * PAGE));
+	EXPECT_EQ((char)(122 * 7), va[122]);
+	close(cmd.id);
+}
+
+/*
+ * Map, copy, unmap
+ */
+TEST_F(noiommu, copy_between_ioases)
+{
+	struct mock second, iommu;
+	char *va = anon(16 * PAGE, 0);
+	uint32_t other;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
+	/* Into one with a noiommu device, and then one behind an IOMMU too */
+	ASSERT_EQ(0, mock_noiommu(self->fd, other, &second));
+	ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + 3 * PAGE, self->ioas, IOVA,
+			       16 * PAGE));
+	ASSERT_EQ(0, mock_add(self->fd, 0, other, &iommu));
+	ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + HUGE_PAGE, self->ioas,
+			       IOVA + 2 * PAGE, 9 * PAGE));
+	/* Within one */
+	ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + 2 * HUGE_PAGE, other,
+			       IOVA + 3 * PAGE, 16 * PAGE));
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	/* The first goes; the copies keep the pages */
+	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 16 * PAGE));
+	check_ioas(other, va, IOVA + 3 * PAGE, 16 * PAGE);
+	check_ioas(other, va + 2 * PAGE, IOVA + HUGE_PAGE, 9 * PAGE);
+	check_ioas(other, va, IOVA + 2 * HUGE_PAGE, 16 * PAGE);
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 3 * PAGE, 16 * PAGE));
+	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 2 * HUGE_PAGE, 16 * PAGE));
+	check_ioas(other, va + 2 * PAGE, IOVA + HUGE_PAGE, 9 * PAGE);
+	EXPECT_EQ(self->pinned + 9, pinned_pages());
+}
+
+TEST_F(noiommu, unmap_while_attached)
+{
+	char *va = anon(32 * PAGE, 0);
+	unsigned int i;
+
+	touch_scattered(va, 32 * PAGE);
+	for (i = 0; i < 4; i++)
+		ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va + i * 8 * PAGE,
+				      8 * PAGE, IOVA + i * 8 * PAGE, MAP_RW));
+	check_ioas(self->ioas, va, IOVA, 32 * PAGE);
+	/* Not a part of an area, but any number of whole ones */
+	EXPECT_EQ(ENOENT, ioas_unmap(self->fd, self->ioas, IOVA, 7 * PAGE));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA + 8 * PAGE, 16 * PAGE));
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	for (i = 0; i < 32; i++)
+		EXPECT_EQ(i >= 8 && i < 24 ? ENOENT : 0,
+			  get_pa_errno(self->fd, self->ioas, IOVA + i * PAGE));
+	/* The room can be used again, for other pages */
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, IOVA + 8 * PAGE,
+			      MAP_RW));
+	check_ioas(self->ioas, va, IOVA + 8 * PAGE, 16 * PAGE);
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
+	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->accounted, accounted());
+}
+
+/* Tables that filled and emptied are made again, and not left behind */
+TEST_F(noiommu, map_and_unmap_again)
+{
+	char *va = anon(64 * PAGE, 0);
+	unsigned int i;
+
+	touch_scattered(va, 64 * PAGE);
+	for (i = 0; i < 64; i++) {
+		uint64_t iova = IOVA + i * (1UL << 21) + i * PAGE;
+
+		ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, (i + 1) * PAGE,
+				      iova, MAP_RW));
+		EXPECT_EQ(0, get_pa_errno(self->fd, self->ioas, iova + i * PAGE));
+		ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, iova, (i + 1) * PAGE));
+		EXPECT_EQ(ENOENT, get_pa_errno(self->fd, self->ioas, iova));
+	}
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/*
+ * Kinds of memory
+ */
+TEST_F(noiommu, scattered)
+{
+	char *va = anon(512 * PAGE, 0);
+
+	touch_scattered(va, 512 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 512 * PAGE, IOVA, MAP_RW));
+	check_ioas(self->ioas, va, IOVA, 512 * PAGE);
+}
+
+TEST_F(noiommu, hugetlb)
+{
+	char *va = anon_huge(2 * HUGE_PAGE);
+	uint64_t length = HUGE_PAGE, phys;
+
+	if (!va)
+		SKIP(return, "no huge pages");
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 2 * HUGE_PAGE, IOVA, MAP_RW));
+	check_ioas(self->ioas, va, IOVA, 2 * HUGE_PAGE);
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA, &length, &phys));
+	EXPECT_EQ(HUGE_PAGE, length);
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 2 * HUGE_PAGE));
+	/* At an IOVA that no large entry fits */
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va + PAGE, HUGE_PAGE - PAGE,
+			      IOVA + 3 * PAGE, MAP_RW));
+	check_ioas(self->ioas, va + PAGE, IOVA + 3 * PAGE, HUGE_PAGE - PAGE);
+	munmap(va, 2 * HUGE_PAGE);
+}
+
+TEST_F(noiommu, huge_pages_option_off)
+{
+	struct iommu_option option = {
+		.size = sizeof(option),
+		.option_id = IOMMU_OPTION_HUGE_PAGES,
+		.op = IOMMU_OPTION_OP_SET,
+		.val64 = 0,
+	};
+	char *va = anon_huge(HUGE_PAGE);
+	uint64_t length = HUGE_PAGE, phys;
+	struct mock second;
+
+	if (!va)
+		SKIP(return, "no huge pages");
+	ASSERT_EQ(0, ioas_alloc(self->fd, &option.object_id));
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_OPTION, &option));
+	ASSERT_EQ(0, mock_noiommu(self->fd, option.object_id, &second));
+	ASSERT_EQ(0, ioas_map(self->fd, option.object_id, va, HUGE_PAGE, IOVA,
+			      MAP_RW));
+	check_ioas(option.object_id, va, IOVA, HUGE_PAGE);
+	/* Entries of a page each are one contiguous run all the same */
+	ASSERT_EQ(0, get_pa(self->fd, option.object_id, IOVA, &length, &phys));
+	EXPECT_EQ(HUGE_PAGE, length);
+	munmap(va, HUGE_PAGE);
+}
+
+TEST_F(noiommu, memfd)
+{
+	size_t size = 64 * PAGE;
+	struct mock second;
+	uint32_t other;
+
+	mfd_buffer = memfd_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, &mfd);
+	ASSERT_NE(MAP_FAILED, mfd_buffer);
+	touch_scattered(mfd_buffer, size);
+	ASSERT_EQ(0, ioas_map_file(self->fd, self->ioas, mfd, 3 * PAGE,
+				   size - 3 * PAGE, IOVA));
+	check_ioas(self->ioas, mfd_buffer + 3 * PAGE, IOVA, size - 3 * PAGE);
+	/* A copy, the file closed, and the process's mapping gone */
+	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
+	ASSERT_EQ(0, mock_noiommu(self->fd, other, &second));
+	ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + PAGE, self->ioas, IOVA,
+			       size - 3 * PAGE));
+	close(mfd);
+	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, size - 3 * PAGE));
+	check_ioas(other, mfd_buffer + 3 * PAGE, IOVA + PAGE, size - 3 * PAGE);
+	munmap(mfd_buffer, size);
+	EXPECT_EQ(0, get_pa_errno(self->fd, other, IOVA + PAGE));
+}
+
+TEST_F(noiommu, dmabuf)
+{
+	uint64_t length = ULLONG_MAX, phys, again;
+	size_t size = 8 * PAGE;
+	struct mock iommu;
+	uint32_t hwpt;
+	int fd;
+
+	ASSERT_EQ(0, _test_cmd_get_dmabuf(self->fd, size, &fd));
+	ASSERT_EQ(0, ioas_map_file(self->fd, self->ioas, fd, 0, size, IOVA));
+	/* The mock dma-buf is contiguous memory of the kernel's */
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA, &length, &phys));
+	EXPECT_EQ(size, length);
+	EXPECT_EQ(0, phys % PAGE);
+	length = 1;
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA + 5 * PAGE + 7, &length,
+			    &again));
+	EXPECT_EQ(phys + 5 * PAGE + 7, again);
+	/* It is not pinned memory of the process */
+	EXPECT_EQ(self->pinned, pinned_pages());
+
+	/* Its owner takes it back. There is no address any more */
+	ASSERT_EQ(0, _test_cmd_revoke_dmabuf(self->fd, fd, true));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA + 7 * PAGE));
+	EXPECT_EQ(ENODEV, ioas_map_file(self->fd, self->ioas, fd, 0, size,
+					IOVA + HUGE_PAGE));
+	/* A domain that comes later has none either, of whatever kind */
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt));
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
+	ASSERT_EQ(0, mock_replace(self->fd, &self->dev, hwpt));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, size));
+
+	/* And gives it out again, for new maps */
+	ASSERT_EQ(0, _test_cmd_revoke_dmabuf(self->fd, fd, false));
+	ASSERT_EQ(0, ioas_map_file(self->fd, self->ioas, fd, 2 * PAGE, 3 * PAGE,
+				   IOVA));
+	length = ULLONG_MAX;
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA, &length, &again));
+	EXPECT_EQ(3 * PAGE, length);
+	EXPECT_EQ(phys + 2 * PAGE, again);
+	close(fd);
+	EXPECT_EQ(0, get_pa_errno(self->fd, self->ioas, IOVA));
+}
+
+TEST_F(noiommu, iovas_up_to_the_last)
+{
+	/* Each in a level of the page table that the one before did not have */
+	static const uint64_t iovas[] = {
+		0, 1ULL << 38, 1ULL << 39, 1ULL << 47, 1ULL << 48, 1ULL << 57,
+		1ULL << 63, -16 * PAGE,
+	};
+	char *va = anon(16 * PAGE, 0);
+	unsigned int i, j;
+
+	touch_scattered(va, 16 * PAGE);
+	for (i = 0; i < ARRAY_SIZE(iovas); i++) {
+		ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, iovas[i],
+				      MAP_RW));
+		/* A table that grew on top still holds what was below */
+		for (j = 0; j <= i; j++)
+			check_ioas(self->ioas, va, iovas[j], 16 * PAGE);
+	}
+	EXPECT_EQ(EOVERFLOW, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+				      -8 * PAGE, MAP_RW));
+	EXPECT_EQ(EEXIST, ioas_map(self->fd, self->ioas, va, PAGE, -PAGE, MAP_RW));
+	/* Off the top and the bottom; the middle stays */
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, -16 * PAGE, 16 * PAGE));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, 16 * PAGE));
+	EXPECT_EQ(ENOENT, get_pa_errno(self->fd, self->ioas, 0));
+	check_ioas(self->ioas, va, 1ULL << 48, 16 * PAGE);
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
+}
+
+/*
+ * What a device without an IOMMU can't have
+ */
+TEST_F(noiommu, hwpt_flags)
+{
+	static const uint32_t flags[] = {
+		IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+		IOMMU_HWPT_FAULT_ID_VALID, IOMMU_HWPT_ALLOC_PASID, 1U << 31,
+	};
+	uint32_t fault, fault_fd, hwpt, all;
+	unsigned int i;
+
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->fd, &fault, &fault_fd));
+	/* Every combination: no flag makes another one right */
+	for (all = 1; all < 1U << ARRAY_SIZE(flags); all++) {
+		uint32_t some = 0;
+
+		for (i = 0; i < ARRAY_SIZE(flags); i++)
+			if (all & 1U << i)
+				some |= flags[i];
+		EXPECT_EQ(EOPNOTSUPP,
+			  ERRNO_OF(_test_cmd_hwpt_alloc(self->fd, self->dev.idev,
+							self->ioas, fault, some,
+							&hwpt, IOMMU_HWPT_DATA_NONE,
+							NULL, 0)))
+			TH_LOG("flags %#x", some);
+	}
+	close(fault_fd);
+	EXPECT_EQ(0, destroy(self->fd, fault));
+}
+
+TEST_F(noiommu, nesting_and_viommu)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct iommu_hwpt_selftest paging = {};
+	uint32_t parent, viommu, id = 0, veventq, veventq_fd;
+	struct mock iommu;
+
+#define alloc_nested(dev, pt, user_data)					\
+	ERRNO_OF(_test_cmd_hwpt_alloc(self->fd, dev, pt, 0, 0, &id,		\
+				      IOMMU_HWPT_DATA_SELFTEST, &user_data,	\
+				      sizeof(user_data)))
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas,
+				IOMMU_HWPT_ALLOC_NEST_PARENT, &parent));
+	ASSERT_EQ(0, _test_cmd_viommu_alloc(self->fd, iommu.idev, parent, 0,
+					    IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
+					    &viommu));
+	/* The mock IOMMU can do these, so that a refusal is the device's */
+	ASSERT_EQ(0, alloc_nested(iommu.idev, parent, data));
+	ASSERT_EQ(0, destroy(self->fd, id));
+
+	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, parent, data));
+	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, viommu, data));
+	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, self->dev.hwpt, data));
+	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, self->ioas, paging));
+	/* Nor is a noiommu HWPT a parent for one that could */
+	EXPECT_EQ(EINVAL, alloc_nested(iommu.idev, self->dev.hwpt, data));
+#undef alloc_nested
+
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(_test_cmd_viommu_alloc(self->fd, self->dev.idev, parent,
+						  0, IOMMU_VIOMMU_TYPE_SELFTEST,
+						  NULL, 0, &id)));
+	EXPECT_EQ(EINVAL,
+		  ERRNO_OF(_test_cmd_viommu_alloc(self->fd, iommu.idev,
+						  self->dev.hwpt, 0,
+						  IOMMU_VIOMMU_TYPE_SELFTEST,
+						  NULL, 0, &id)));
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(_test_cmd_vdevice_alloc(self->fd, viommu,
+						   self->dev.idev, 0x99, &id)));
+	/* The vIOMMU is none the worse for it */
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->fd, viommu, iommu.idev, 0x99, &id));
+	ASSERT_EQ(0, _test_cmd_veventq_alloc(self->fd, viommu,
+					     IOMMU_VEVENTQ_TYPE_SELFTEST, 1,
+					     &veventq, &veventq_fd));
+	EXPECT_EQ(ENOENT, ERRNO_OF(_test_cmd_trigger_vevents(self->fd,
+							     self->dev.idev, 1)));
+	close(veventq_fd);
+}
+
+TEST_F(noiommu, dirty_tracking)
+{
+	uint64_t bitmap[8] = {};
+	struct iommu_hwpt_set_dirty_tracking set = {
+		.size = sizeof(set),
+		.flags = IOMMU_HWPT_DIRTY_TRACKING_ENABLE,
+		.hwpt_id = self->dev.hwpt,
+	};
+	struct iommu_hwpt_get_dirty_bitmap get = {
+		.size = sizeof(get),
+		.hwpt_id = self->dev.hwpt,
+		.iova = IOVA,
+		.length = PAGE,
+		.page_size = PAGE,
+		.data = (uintptr_t)bitmap,
+	};
+
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(ioctl(self->fd, IOMMU_HWPT_SET_DIRTY_TRACKING, &set)));
+	set.flags = 0;
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(ioctl(self->fd, IOMMU_HWPT_SET_DIRTY_TRACKING, &set)));
+	EXPECT_EQ(EOPNOTSUPP,
+		  ERRNO_OF(ioctl(self->fd, IOMMU_HWPT_GET_DIRTY_BITMAP, &get)));
+}
+
+TEST_F(noiommu, pasid)
+{
+	struct mock iommu;
+	uint32_t hwpt;
+
+	ASSERT_EQ(0, mock_add(self->fd, MOCK_FLAGS_DEVICE_PASID, self->ioas, &iommu));
+	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas,
+				IOMMU_HWPT_ALLOC_PASID, &hwpt));
+	/* The mock IOMMU can, so that a refusal is the device's */
+	ASSERT_EQ(0, mock_replace(self->fd, &iommu, hwpt));
+	ASSERT_EQ(0, ERRNO_OF(_test_cmd_pasid_attach(self->fd, iommu.stdev, 1, hwpt)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_attach(self->fd, self->dev.stdev,
+							  1, hwpt)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_attach(self->fd, self->dev.stdev,
+							  1, self->dev.hwpt)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_attach(self->fd, self->dev.stdev,
+							  1, self->ioas)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_replace(self->fd, self->dev.stdev,
+							   1, self->dev.hwpt)));
+	/* A noiommu HWPT for a PASID of the other */
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_attach(self->fd, iommu.stdev, 2,
+							  self->dev.hwpt)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_replace(self->fd, iommu.stdev, 1,
+							   self->dev.hwpt)));
+	ASSERT_EQ(0, ERRNO_OF(_test_cmd_pasid_detach(self->fd, iommu.stdev, 1)));
+	/* Nothing holds what was refused */
+	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+	EXPECT_EQ(0, destroy(self->fd, hwpt));
+}
+
+TEST_F(noiommu, hw_info)
+{
+	struct iommu_test_hw_info data;
+	struct iommu_hw_info info = {
+		.size = sizeof(info),
+		.dev_id = self->dev.idev,
+		.data_uptr = (uintptr_t)&data,
+		.data_len = sizeof(data),
+	};
+
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->fd, IOMMU_GET_HW_INFO, &info)));
+	info.flags = IOMMU_HW_INFO_FLAG_INPUT_TYPE;
+	info.in_data_type = IOMMU_HW_INFO_TYPE_SELFTEST;
+	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->fd, IOMMU_GET_HW_INFO, &info)));
+}
+
+/*
+ * Ends
+ */
+TEST_F(noiommu, reserved_iovas_are_the_iommus)
+{
+	struct iommu_iova_range range[4];
+	struct iommu_ioas_iova_ranges ranges = {
+		.size = sizeof(ranges),
+		.ioas_id = self->ioas,
+		.num_iovas = ARRAY_SIZE(range),
+		.allowed_iovas = (uintptr_t)range,
+	};
+	struct mock iommu;
+
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
+	EXPECT_EQ(1, ranges.num_iovas);
+	EXPECT_EQ(0, range[0].start);
+	EXPECT_EQ(ULONG_MAX, range[0].last);
+	/* The IOMMU's aperture holds while a device behind it is attached */
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	ranges.num_iovas = ARRAY_SIZE(range);
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
+	EXPECT_EQ(1, ranges.num_iovas);
+	EXPECT_EQ(MOCK_APERTURE_START, range[0].start);
+	EXPECT_EQ(MOCK_APERTURE_LAST, range[0].last);
+	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+	ranges.num_iovas = ARRAY_SIZE(range);
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
+	EXPECT_EQ(0, range[0].start);
+	EXPECT_EQ(ULONG_MAX, range[0].last);
+}
+
+TEST_F(noiommu, killed_with_everything_open)
+{
+	char *va = anon(64 * PAGE, 0);
+	int status;
+	pid_t pid;
+
+	touch_scattered(va, 64 * PAGE);
+	close(self->fd);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		int fd = open("/dev/iommu", O_RDWR);
+		uint32_t ioas, access, item;
+		struct mock dev[2];
+
+		if (ioas_alloc(fd, &ioas) ||
+		    mock_noiommu(fd, ioas, &dev[0]) || mock_add(fd, 0, ioas, &dev[1]) ||
+		    ioas_map(fd, ioas, va, 64 * PAGE, IOVA, MAP_RW) ||
+		    _test_cmd_create_access(fd, ioas, &access,
+					    MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES) ||
+		    access_pin(fd, access, IOVA, va, 64 * PAGE, &item) ||
+		    get_pa_errno(fd, ioas, IOVA))
+			_exit(1);
+		kill(getpid(), SIGKILL);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(self->pinned, pinned_pages());
+	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Mock devices behind the mock IOMMU and without an IOMMU, of IOMMUFD_TEST
+ */
+#ifndef __IOMMUFD_NOIOMMU_MOCK_H
+#define __IOMMUFD_NOIOMMU_MOCK_H
+
+#include "iommufd_utils.h"
+#include "iommufd_noiommu_utils.h"
+
+/* In the mock IOMMU's aperture, so that both kinds of device can have it */
+#define IOVA (4UL * MOCK_APERTURE_START)
+
+struct mock {
+	uint32_t stdev;		/* destroying it detaches and unbinds */
+	uint32_t hwpt;
+	uint32_t idev;
+};
+
+/* A device that is bound, and attached to an IOAS or a HWPT */
+static inline int mock_add(int fd, uint32_t flags, uint32_t pt_id, struct mock *mock)
+{
+	*mock = (struct mock){};
+	return ERRNO_OF(_test_cmd_mock_domain_flags(fd, pt_id, flags,
+						    &mock->stdev, &mock->hwpt,
+						    &mock->idev));
+}
+
+static inline int mock_noiommu(int fd, uint32_t pt_id, struct mock *mock)
+{
+	return mock_add(fd, MOCK_FLAGS_DEVICE_NOIOMMU, pt_id, mock);
+}
+
+static inline int mock_replace(int fd, struct mock *mock, uint32_t pt_id)
+{
+	return ERRNO_OF(_test_cmd_mock_domain_replace(fd, mock->stdev, pt_id,
+						      &mock->hwpt));
+}
+
+static inline int ioas_copy(int fd, uint32_t dst_ioas, uint64_t dst,
+			    uint32_t src_ioas, uint64_t src, uint64_t length)
+{
+	struct iommu_ioas_copy copy = {
+		.size = sizeof(copy),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
+		.dst_ioas_id = dst_ioas,
+		.dst_iova = dst,
+		.src_ioas_id = src_ioas,
+		.src_iova = src,
+		.length = length,
+	};
+
+	return ERRNO_OF(ioctl(fd, IOMMU_IOAS_COPY, &copy));
+}
+
+/* Pin what is mapped at an IOVA as a driver without DMA of its own does */
+static inline int access_pin(int fd, uint32_t access, uint64_t iova, void *va,
+			     size_t size, uint32_t *id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_ACCESS_PAGES,
+		.id = access,
+		.access_pages = {
+			.iova = iova,
+			.length = size,
+			.uptr = (uintptr_t)va,
+		},
+	};
+	int rc = ERRNO_OF(ioctl(fd, IOMMU_TEST_CMD, &cmd));
+
+	*id = cmd.access_pages.out_access_pages_id;
+	return rc;
+}
+
+/* Kilobytes that the process is charged for */
+static inline long long accounted(void)
+{
+	return read_field("/proc/self/status", "VmPin:");
+}
+
+#endif

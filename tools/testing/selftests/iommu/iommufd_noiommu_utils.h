@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Calls of iommufd, memory of every kind and where it is physically, for the
+ * tests of devices without an IOMMU. Include kselftest_harness.h first.
+ */
+#ifndef __IOMMUFD_NOIOMMU_UTILS_H
+#define __IOMMUFD_NOIOMMU_UTILS_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <linux/capability.h>
+#include <linux/iommufd.h>
+
+#define PAGE 4096UL
+#define HUGE_PAGE (2UL << 20)
+
+#ifndef MFD_HUGETLB
+#define MFD_HUGETLB 4U
+#endif
+
+/* 0 or the errno of an ioctl, so that tests can compare with a table */
+#define ERRNO_OF(call) ((call) < 0 ? errno : 0)
+
+static inline int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY), rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return rc;
+}
+
+static inline int read_file(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t len;
+
+	if (fd < 0)
+		return -errno;
+	len = read(fd, text, size - 1);
+	close(fd);
+	if (len < 0)
+		return -EIO;
+	text[len] = 0;
+	while (len && text[len - 1] == '\n')
+		text[--len] = 0;
+	return 0;
+}
+
+/* The value behind "name " in a file of name and value pairs, or -1 */
+static inline long long read_field(const char *path, const char *name)
+{
+	char line[256], *end;
+	long long value = -1;
+	FILE *file = fopen(path, "r");
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (strncmp(line, name, strlen(name)))
+			continue;
+		value = strtoll(line + strlen(name), &end, 0);
+		if (end != line + strlen(name))
+			break;
+	}
+	fclose(file);
+	return value;
+}
+
+/* For the rest of the process; tests call it in a child */
+static inline int drop_capability(unsigned int cap)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &header, data))
+		return -errno;
+	data[cap / 32].effective &= ~(1U << cap % 32);
+	data[cap / 32].permitted &= ~(1U << cap % 32);
+	return syscall(SYS_capset, &header, data) ? -errno : 0;
+}
+
+/*
+ * Run code in a child, where capabilities or a uid are dropped; what it
+ * returns is compared here.
+ */
+#define IN_CHILD(expected, code)					\
+	do {								\
+		int status;						\
+		pid_t pid = fork();					\
+									\
+		ASSERT_LE(0, pid);					\
+		if (!pid)						\
+			_exit(code);					\
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));		\
+		ASSERT_TRUE(WIFEXITED(status));				\
+		EXPECT_EQ(expected, WEXITSTATUS(status));		\
+	} while (0)
+
+static inline int ioas_alloc(int iommufd, uint32_t *id)
+{
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	int rc = ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_ALLOC, &alloc));
+
+	*id = alloc.out_ioas_id;
+	return rc;
+}
+
+static inline int hwpt_alloc(int iommufd, uint32_t dev_id, uint32_t pt_id,
+			     uint32_t flags, uint32_t *id)
+{
+	struct iommu_hwpt_alloc alloc = {
+		.size = sizeof(alloc),
+		.flags = flags,
+		.dev_id = dev_id,
+		.pt_id = pt_id,
+	};
+	int rc = ERRNO_OF(ioctl(iommufd, IOMMU_HWPT_ALLOC, &alloc));
+
+	*id = alloc.out_hwpt_id;
+	return rc;
+}
+
+static inline int destroy(int iommufd, uint32_t id)
+{
+	struct iommu_destroy cmd = { .size = sizeof(cmd), .id = id };
+
+	return ERRNO_OF(ioctl(iommufd, IOMMU_DESTROY, &cmd));
+}
+
+#define MAP_RW (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE)
+
+static inline int ioas_map(int iommufd, uint32_t ioas, void *va, size_t length,
+			   uint64_t iova, uint32_t prot)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | prot,
+		.ioas_id = ioas,
+		.user_va = (uintptr_t)va,
+		.length = length,
+		.iova = iova,
+	};
+
+	return ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_MAP, &map));
+}
+
+static inline int ioas_map_file(int iommufd, uint32_t ioas, int fd,
+				uint64_t start, size_t length, uint64_t iova)
+{
+	struct iommu_ioas_map_file map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
+		.ioas_id = ioas,
+		.fd = fd,
+		.start = start,
+		.length = length,
+		.iova = iova,
+	};
+
+	return ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_MAP_FILE, &map));
+}
+
+static inline int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova,
+			     uint64_t length)
+{
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap),
+		.ioas_id = ioas,
+		.iova = iova,
+		.length = length,
+	};
+
+	return ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap));
+}
+
+static inline int get_pa(int iommufd, uint32_t ioas, uint64_t iova,
+			 uint64_t *length, uint64_t *phys)
+{
+	struct iommu_ioas_noiommu_get_pa cmd = {
+		.size = sizeof(cmd),
+		.ioas_id = ioas,
+		.iova = iova,
+		.length = *length,
+	};
+	int rc = ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_NOIOMMU_GET_PA, &cmd));
+
+	*length = cmd.length;
+	*phys = cmd.out_phys;
+	return rc;
+}
+
+/* Just the errno for one byte */
+static inline int get_pa_errno(int iommufd, uint32_t ioas, uint64_t iova)
+{
+	uint64_t length = 1, phys;
+
+	return get_pa(iommufd, ioas, iova, &length, &phys);
+}
+
+/* Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bits 0-54 PFN */
+static inline uint64_t pagemap_pa(const void *va)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry = 0;
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, 8, (uintptr_t)va / page * 8) != 8)
+		entry = 0;
+	close(fd);
+	if (!(entry >> 63))
+		return 0;
+	return (entry & ((1ULL << 55) - 1)) * page + (uintptr_t)va % page;
+}
+
+/* Pages that are pinned for DMA right now, by anyone */
+static inline long long pinned_pages(void)
+{
+	/* The counters are per CPU; this sums them up */
+	write_file("/proc/sys/vm/stat_refresh", "1");
+	return read_field("/proc/vmstat", "nr_foll_pin_acquired ") -
+	       read_field("/proc/vmstat", "nr_foll_pin_released ");
+}
+
+static inline void *anon(size_t size, int flags)
+{
+	void *va = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+
+	return va == MAP_FAILED ? NULL : va;
+}
+
+/* As many huge pages as a test takes, if the system has fewer */
+static inline void want_huge_pages(void)
+{
+	char text[32];
+
+	if (!read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)) &&
+	    atoi(text) < 16)
+		write_file("/proc/sys/vm/nr_hugepages", "16");
+}
+
+static inline void *anon_huge(size_t size)
+{
+	want_huge_pages();
+	return anon(size, MAP_HUGETLB | MAP_POPULATE);
+}
+
+/* Pages whose neighbours are elsewhere: touched in steps through the range */
+static inline void touch_scattered(char *va, size_t size)
+{
+	size_t nr = size / PAGE, i, step = 37;
+
+	madvise(va, size, MADV_NOHUGEPAGE);
+	while (nr % step == 0)
+		step += 2;
+	for (i = 0; i < nr; i++)
+		va[i * step % nr * PAGE] = i;
+}
+
+/*
+ * Every page of [va, va + size), mapped at iova, against pagemap; then the whole
+ * in as few calls as it takes: each run has to be contiguous, and the longest.
+ */
+static inline void check_pas(struct __test_metadata *_metadata, int iommufd,
+			     uint32_t ioas, char *va, uint64_t iova, size_t size)
+{
+	uint64_t phys, length, expected, next;
+	size_t offset;
+
+	for (offset = 0; offset < size; offset += PAGE) {
+		expected = pagemap_pa(va + offset);
+		ASSERT_NE(0, expected);
+		length = PAGE;
+		ASSERT_EQ(0, get_pa(iommufd, ioas, iova + offset,
+				    &length, &phys));
+		ASSERT_EQ(expected, phys) TH_LOG("page %zu", offset / PAGE);
+		ASSERT_EQ(PAGE, length);
+		/* From the middle of the page, to its end and not beyond */
+		length = PAGE - 0x123;
+		ASSERT_EQ(0, get_pa(iommufd, ioas,
+				    iova + offset + 0x123, &length, &phys));
+		ASSERT_EQ(expected + 0x123, phys);
+		ASSERT_EQ(PAGE - 0x123, length);
+		length = 1;
+		/* The very last IOVA can be mapped, but not asked for */
+		if (iova + offset + PAGE - 1 == UINT64_MAX)
+			continue;
+		ASSERT_EQ(0, get_pa(iommufd, ioas,
+				    iova + offset + PAGE - 1, &length, &phys));
+		ASSERT_EQ(expected + PAGE - 1, phys);
+		ASSERT_EQ(1, length);
+	}
+
+	for (offset = 0; offset < size; offset += length) {
+		length = size - offset;
+		ASSERT_EQ(0, get_pa(iommufd, ioas, iova + offset,
+				    &length, &phys));
+		ASSERT_EQ(0, length % PAGE);
+		ASSERT_GE(size - offset, length);
+		for (next = 0; next < length; next += PAGE)
+			ASSERT_EQ(pagemap_pa(va + offset + next), phys + next);
+		if (offset + length < size)
+			ASSERT_NE(pagemap_pa(va + offset + length), phys + length);
+	}
+}
+
+/*
+ * Fault injection: Documentation/fault-injection/fault-injection.rst,
+ * /proc/self/fail-nth. The file, or -1 where the kernel can't.
+ */
+static inline int fail_nth_open(void)
+{
+	static const char * const attrs[] = {
+		"failslab", "fail_page_alloc", "fail_iommufd",
+	};
+	int proc = open("/proc/self/fail-nth", O_RDWR);
+	char path[64];
+	unsigned int i;
+
+	if (proc < 0 ||
+	    write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") ||
+	    write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N"))
+		return -1;
+	/* Page tables are single pages */
+	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	for (i = 0; i < ARRAY_SIZE(attrs); i++) {
+		snprintf(path, sizeof(path), "/sys/kernel/debug/%s/verbose",
+			 attrs[i]);
+		write_file(path, "0");
+	}
+	return proc;
+}
+
+/* The nth point from here on fails; 0 is none */
+static inline void fail_nth_set(int proc, unsigned int nth)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%u", nth);
+	if (pwrite(proc, text, strlen(text), 0) < 0)
+		abort();
+}
+
+/* Was there an nth point? None fails any more. */
+static inline bool fail_nth_was_hit(int proc)
+{
+	char text[16] = "";
+
+	if (pread(proc, text, sizeof(text) - 1, 0) < 0)
+		abort();
+	fail_nth_set(proc, 0);
+	return !atoi(text);
+}
+
+/*
+ * Repeat a call until its nth point does not exist. A call that failed has to
+ * leave all as it was, which "unchanged" finds out. The errno is that of the
+ * point: with IOMMUFD_TEST there are some that are not allocations, such as the
+ * lookup of an ID. A call may succeed in spite of one. Then it is undone and the
+ * next point failed. In the end the call was made.
+ */
+#define FAIL_EACH(name, call, undo, unchanged)					\
+	do {									\
+		unsigned int nth, failed = 0;					\
+										\
+		for (nth = 1; nth < 1000; nth++) {				\
+			int rc;							\
+			bool hit;						\
+										\
+			fail_nth_set(self->proc, nth);				\
+			rc = (call);						\
+			hit = fail_nth_was_hit(self->proc);			\
+			if (!hit) {						\
+				ASSERT_EQ(0, rc);				\
+				break;						\
+			}							\
+			if (rc) {						\
+				failed++;					\
+				ASSERT_TRUE(unchanged) TH_LOG("point %u", nth);	\
+			} else {						\
+				ASSERT_EQ(0, (undo)) TH_LOG("point %u", nth);	\
+			}							\
+		}								\
+		ASSERT_GT(1000, nth);						\
+		TH_LOG(name ": %u points, %u of them failed the call", nth - 1,	\
+		       failed);							\
+		self->points += nth - 1;					\
+	} while (0)
+
+#endif
