@@ -9,6 +9,7 @@ export BASE
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
 	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
+	@echo "               SUITE=name runs one suite or collection of scripts/suites.list"
 	@echo "make shell     the same guest, with the devices bound, to a shell"
 	@echo "make tree      download Linux $(BASE) and compose build/$(BASE)/src"
 	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
