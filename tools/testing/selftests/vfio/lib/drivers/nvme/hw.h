@@ -74,6 +74,7 @@ struct nvme_cqe {
 #define NVME_CQE_STATUS(status)	((status) >> 1)
 
 /* Admin commands [Base 5] */
+#define NVME_ADMIN_DELETE_SQ	0x00	/* [Base 5.7] */
 #define NVME_ADMIN_CREATE_SQ	0x01	/* [Base 5.5] */
 #define NVME_ADMIN_CREATE_CQ	0x05	/* [Base 5.4] */
 #define NVME_ADMIN_IDENTIFY	0x06	/* [Base 5.17] */

@@ -266,18 +266,26 @@ static int nvme_complete(struct vfio_pci_device *device, int qid)
 	return NVME_CQE_STATUS(status);
 }
 
-static void nvme_admin(struct vfio_pci_device *device, const struct nvme_sqe *cmd)
+static int __nvme_admin(struct vfio_pci_device *device, const struct nvme_sqe *cmd)
 {
 	u64 value;
 	int r;
 
 	nvme_submit(device, NVME_ADMIN_QUEUE, cmd);
 	r = nvme_complete(device, NVME_ADMIN_QUEUE);
-	VFIO_ASSERT_EQ(r, 0, "nvme: Admin command 0x%x failed\n", cmd->opcode);
 
 	/* The interrupt is not one of send_msi() */
-	if (!device->driver.msi)
+	if (r >= 0 && !device->driver.msi)
 		VFIO_ASSERT_EQ(read(device->msi_eventfds[0], &value, 8), 8);
+
+	return r;
+}
+
+static void nvme_admin(struct vfio_pci_device *device, const struct nvme_sqe *cmd)
+{
+	int r = __nvme_admin(device, cmd);
+
+	VFIO_ASSERT_EQ(r, 0, "nvme: Admin command 0x%x failed\n", cmd->opcode);
 }
 
 static void *nvme_identify(struct vfio_pci_device *device, u32 cns, u32 nsid)
@@ -447,8 +455,19 @@ static void nvme_remove(struct vfio_pci_device *device)
 
 static void nvme_handle_error(struct vfio_pci_device *device, int error)
 {
+	const struct nvme_sqe cmd = {
+		.opcode = NVME_ADMIN_DELETE_SQ,
+		.cdw10 = NVME_MEMCPY_QUEUE,
+	};
+
 	dev_err(device, "nvme: Resetting the controller (CSTS 0x%x): %s\n",
 		nvme_read(device, NVME_CSTS), strerror(-error));
+
+	/*
+	 * A controller that still answers aborts the command along with its
+	 * queue. QEMU's goes on with it through a mere reset, and crashes.
+	 */
+	__nvme_admin(device, &cmd);
 
 	nvme_disable(device);
 	nvme_enable(device);
