@@ -15,6 +15,7 @@ FIXTURE(noiommu)
 	struct mock dev;
 	long long pinned;
 	long long accounted;
+	long long tables;
 };
 
 FIXTURE_VARIANT(noiommu)
@@ -29,21 +30,26 @@ FIXTURE_VARIANT_ADD(noiommu, small_batches) { .limit = 32 };
 
 FIXTURE_SETUP(noiommu)
 {
+	int rc;
+
 	PAGE_SIZE = sysconf(_SC_PAGESIZE);
 	self->fd = -1;
 	if (PAGE_SIZE != PAGE)
 		SKIP(return, "written for pages of 4K");
 	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->fd);
-	if (_test_ioctl_set_temp_memory_limit(self->fd, variant->limit)) {
-		close(self->fd);
-		self->fd = -1;
-		SKIP(return, "no CONFIG_IOMMUFD_TEST");
-	}
 	self->pinned = pinned_pages();
+	self->tables = table_pages();
 	self->accounted = accounted();
 	ASSERT_EQ(0, ioas_alloc(self->fd, &self->ioas));
-	ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
+	rc = mock_noiommu(self->fd, self->ioas, &self->dev);
+	if (rc == ENOTTY || rc == EOPNOTSUPP) {
+		close(self->fd);
+		self->fd = -1;
+		SKIP(return, "no CONFIG_IOMMUFD_TEST, or no noiommu here");
+	}
+	ASSERT_EQ(0, rc);
+	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, variant->limit));
 }
 
 FIXTURE_TEARDOWN(noiommu)
@@ -55,6 +61,7 @@ FIXTURE_TEARDOWN(noiommu)
 	/* Whatever a test did and left behind, nothing is lost */
 	EXPECT_EQ(self->pinned, pinned_pages());
 	EXPECT_EQ(self->accounted, accounted());
+	EXPECT_EQ(self->tables, table_pages());
 }
 
 #define check_ioas(ioas, va, iova, size) \
@@ -161,6 +168,29 @@ TEST_F(noiommu, replace_in_every_direction)
 	check_ioas(pts[3], va, IOVA, 16 * PAGE);
 }
 
+/* A replace moves one device, not those that share its HWPT */
+TEST_F(noiommu, replace_one_of_two)
+{
+	uint32_t other, shared = self->dev.hwpt;
+	char *va = anon(16 * PAGE, 0);
+	struct mock second;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &second));
+	ASSERT_EQ(shared, second.hwpt);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
+	ASSERT_EQ(0, mock_replace(self->fd, &self->dev, other));
+	EXPECT_NE(shared, self->dev.hwpt);
+	EXPECT_EQ(EBUSY, destroy(self->fd, shared));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	EXPECT_EQ(ENOENT, get_pa_errno(self->fd, other, IOVA));
+	ASSERT_EQ(0, mock_replace(self->fd, &second, other));
+	EXPECT_EQ(self->dev.hwpt, second.hwpt);
+	EXPECT_EQ(ENOENT, destroy(self->fd, shared));
+	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
+}
+
 TEST_F(noiommu, failed_replace_changes_nothing)
 {
 	char *va = anon(16 * PAGE, 0);
@@ -174,8 +204,8 @@ TEST_F(noiommu, failed_replace_changes_nothing)
 	EXPECT_EQ(ENOENT, mock_replace(self->fd, &self->dev, 0xdead));
 	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, self->dev.idev));
 	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, second.hwpt));
-	EXPECT_EQ(hwpt, self->dev.hwpt);
 	EXPECT_EQ(EBUSY, destroy(self->fd, hwpt));
+	/* Neither of the two that were not replaced has an IOAS of its own */
 	ASSERT_EQ(0, destroy(self->fd, second.stdev));
 	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
 	EXPECT_EQ(self->pinned + 16, pinned_pages());
@@ -187,56 +217,76 @@ TEST_F(noiommu, failed_replace_changes_nothing)
 TEST_F(noiommu, mixed_ioas_in_either_order)
 {
 	char *va = anon(16 * PAGE, 0);
-	unsigned int order, mapped;
+	unsigned int mapped, order, leaves, i;
+	struct mock dev[2];		/* noiommu first */
 	uint32_t ioas;
 
 	touch_scattered(va, 16 * PAGE);
 	/* Mapped before the first, between the two, after the second */
-	for (mapped = 0; mapped < 3; mapped++) {
-		for (order = 0; order < 2; order++) {
-			struct mock dev[2];	/* noiommu first */
-			unsigned int i;
-
-			ASSERT_EQ(0, ioas_alloc(self->fd, &ioas));
-			for (i = 0; i < 3; i++) {
-				if (mapped == i)
-					ASSERT_EQ(0, ioas_map(self->fd, ioas, va,
-							      16 * PAGE, IOVA,
-							      MAP_RW));
-				if (i == 2)
-					break;
-				ASSERT_EQ(0, mock_add(self->fd, i == order ?
-						MOCK_FLAGS_DEVICE_NOIOMMU : 0,
-						ioas, &dev[i != order]));
-			}
-			/* A domain of its own kind for each, pinned once */
-			EXPECT_NE(dev[0].hwpt, dev[1].hwpt);
-			EXPECT_EQ(self->pinned + 16, pinned_pages());
-			check_ioas(ioas, va, IOVA, 16 * PAGE);
-
-			/* The answer goes with the noiommu device only */
-			if (order) {
-				ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
-				check_ioas(ioas, va, IOVA, 16 * PAGE);
-				ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
-			} else {
-				ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
-				EXPECT_EQ(EOPNOTSUPP,
-					  get_pa_errno(self->fd, ioas, IOVA));
-				EXPECT_EQ(self->pinned + 16, pinned_pages());
-				ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
-			}
-			EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
-			EXPECT_EQ(self->pinned, pinned_pages());
-			ASSERT_EQ(0, destroy(self->fd, ioas));
+	for (mapped = 0; mapped < 3; mapped++)
+	/* Which comes first, and which leaves first */
+	for (order = 0; order < 2; order++)
+	for (leaves = 0; leaves < 2; leaves++) {
+		ASSERT_EQ(0, ioas_alloc(self->fd, &ioas));
+		for (i = 0; i < 3; i++) {
+			if (mapped == i)
+				ASSERT_EQ(0, ioas_map(self->fd, ioas, va, 16 * PAGE,
+						      IOVA, MAP_RW));
+			if (i == 2)
+				break;
+			ASSERT_EQ(0, mock_add(self->fd, i == order ?
+					MOCK_FLAGS_DEVICE_NOIOMMU : 0,
+					ioas, &dev[i != order]));
 		}
+		/* A domain of its own kind for each, pinned once */
+		EXPECT_NE(dev[0].hwpt, dev[1].hwpt);
+		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		check_ioas(ioas, va, IOVA, 16 * PAGE);
+		EXPECT_EQ(0, mock_maps(self->fd, dev[1].hwpt, IOVA, va, 16 * PAGE));
+
+		/* The answer goes with the noiommu device only */
+		ASSERT_EQ(0, destroy(self->fd, dev[leaves].stdev));
+		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		if (leaves) {
+			check_ioas(ioas, va, IOVA, 16 * PAGE);
+		} else {
+			EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
+			EXPECT_EQ(0, mock_maps(self->fd, dev[1].hwpt, IOVA, va,
+					       16 * PAGE));
+		}
+		ASSERT_EQ(0, destroy(self->fd, dev[!leaves].stdev));
+		EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
+		EXPECT_EQ(self->pinned, pinned_pages());
+		ASSERT_EQ(0, destroy(self->fd, ioas));
 	}
+}
+
+TEST_F(noiommu, mixed_ioas_has_the_iommus_iovas)
+{
+	char *va = anon(16 * PAGE, 0);
+	struct mock iommu;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	EXPECT_FALSE(all_iovas_allowed(self->fd, self->ioas));
+	EXPECT_NE(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+			      MOCK_APERTURE_LAST + 1UL, MAP_RW));
+	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+	/* Without it the noiommu device maps what the IOMMU can't. It stays out. */
+	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+			      MOCK_APERTURE_LAST + 1UL, MAP_RW));
+	EXPECT_NE(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
+	check_ioas(self->ioas, va, MOCK_APERTURE_LAST + 1UL, 16 * PAGE);
 }
 
 TEST_F(noiommu, hwpts_of_the_other_kind)
 {
 	struct mock iommu, refused;
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t hwpt[2], paged;	/* for noiommu, for the IOMMU */
+	uint32_t nested, fault, fault_fd, faulting;
 
 	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt[0]));
@@ -250,7 +300,23 @@ TEST_F(noiommu, hwpts_of_the_other_kind)
 	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas,
 				IOMMU_HWPT_ALLOC_NEST_PARENT, &paged));
 	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, paged));
+	/* So is one nested on it, and one with a fault queue */
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, iommu.idev, paged, 0, 0, &nested,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	EXPECT_EQ(EINVAL, mock_noiommu(self->fd, nested, &refused));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, nested));
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->fd, &fault, &fault_fd));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, iommu.idev, self->ioas, fault,
+					  IOMMU_HWPT_FAULT_ID_VALID, &faulting,
+					  IOMMU_HWPT_DATA_NONE, NULL, 0));
+	EXPECT_EQ(EINVAL, mock_noiommu(self->fd, faulting, &refused));
+	EXPECT_EQ(EINVAL, mock_replace(self->fd, &self->dev, faulting));
 	/* What was refused holds nothing */
+	EXPECT_EQ(0, destroy(self->fd, faulting));
+	close(fault_fd);
+	EXPECT_EQ(0, destroy(self->fd, fault));
+	EXPECT_EQ(0, destroy(self->fd, nested));
 	EXPECT_EQ(0, destroy(self->fd, paged));
 	EXPECT_EQ(0, destroy(self->fd, hwpt[0]));
 	EXPECT_EQ(0, destroy(self->fd, hwpt[1]));
@@ -313,6 +379,39 @@ TEST_F(noiommu, access_pins_the_same_area)
 	close(access);
 }
 
+/* The same of an access and both kinds of domain, where each may hold the pages */
+TEST_F(noiommu, access_beside_both_domains)
+{
+	char *va = anon(64 * PAGE, 0);
+	uint32_t access, item;
+	struct mock iommu;
+	int leaves;
+
+	touch_scattered(va, 64 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 64 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, _test_cmd_create_access(self->fd, self->ioas, &access,
+					     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
+	ASSERT_EQ(0, access_pin(self->fd, access, IOVA + 3 * PAGE, va + 3 * PAGE,
+				50 * PAGE, &item));
+	for (leaves = 0; leaves < 2; leaves++) {
+		ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
+		EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA, va, 64 * PAGE));
+		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+		if (leaves) {
+			ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+			check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+			continue;
+		}
+		ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
+		EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA, va, 64 * PAGE));
+		ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
+		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
+		ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+	}
+	EXPECT_EQ(self->pinned + 64, pinned_pages());
+	close(access);
+}
+
 TEST_F(noiommu, access_reads_what_is_mapped)
 {
 	struct iommu_test_cmd cmd = {
@@ -369,11 +468,41 @@ TEST_F(noiommu, copy_between_ioases)
 	check_ioas(other, va, IOVA + 3 * PAGE, 16 * PAGE);
 	check_ioas(other, va + 2 * PAGE, IOVA + HUGE_PAGE, 9 * PAGE);
 	check_ioas(other, va, IOVA + 2 * HUGE_PAGE, 16 * PAGE);
+	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA + 3 * PAGE, va, 16 * PAGE));
+	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA + HUGE_PAGE, va + 2 * PAGE,
+			       9 * PAGE));
 	EXPECT_EQ(self->pinned + 16, pinned_pages());
 	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 3 * PAGE, 16 * PAGE));
 	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 2 * HUGE_PAGE, 16 * PAGE));
 	check_ioas(other, va + 2 * PAGE, IOVA + HUGE_PAGE, 9 * PAGE);
 	EXPECT_EQ(self->pinned + 9, pinned_pages());
+}
+
+/* From an IOAS that no noiommu domain holds, with an IOMMU and with nothing */
+TEST_F(noiommu, copy_from_elsewhere)
+{
+	char *va = anon(16 * PAGE, 0);
+	uint32_t iommus, nobodys;
+	struct mock iommu;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_alloc(self->fd, &iommus));
+	ASSERT_EQ(0, ioas_alloc(self->fd, &nobodys));
+	ASSERT_EQ(0, mock_add(self->fd, 0, iommus, &iommu));
+	ASSERT_EQ(0, ioas_map(self->fd, iommus, va, 16 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->fd, nobodys, va, 16 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_copy(self->fd, self->ioas, IOVA, iommus, IOVA, 16 * PAGE));
+	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, ioas_copy(self->fd, self->ioas, IOVA + HUGE_PAGE, nobodys,
+			       IOVA + PAGE, 15 * PAGE));
+	check_ioas(self->ioas, va + PAGE, IOVA + HUGE_PAGE, 15 * PAGE);
+	/* The IOMMU's goes, and then the copy that took its pages */
+	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
+	ASSERT_EQ(0, ioas_unmap(self->fd, iommus, 0, ULLONG_MAX));
+	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
+	EXPECT_EQ(self->pinned, pinned_pages());
 }
 
 TEST_F(noiommu, unmap_while_attached)
@@ -402,7 +531,7 @@ TEST_F(noiommu, unmap_while_attached)
 	EXPECT_EQ(self->accounted, accounted());
 }
 
-/* Tables that filled and emptied are made again, and not left behind */
+/* IOVAs whose tables are there already, or partly, or not */
 TEST_F(noiommu, map_and_unmap_again)
 {
 	char *va = anon(64 * PAGE, 0);
@@ -454,28 +583,32 @@ TEST_F(noiommu, hugetlb)
 
 TEST_F(noiommu, huge_pages_option_off)
 {
-	struct iommu_option option = {
-		.size = sizeof(option),
-		.option_id = IOMMU_OPTION_HUGE_PAGES,
-		.op = IOMMU_OPTION_OP_SET,
-		.val64 = 0,
-	};
-	char *va = anon_huge(HUGE_PAGE);
+	char *huge = anon_huge(HUGE_PAGE), *va = anon(16 * PAGE, 0);
 	uint64_t length = HUGE_PAGE, phys;
 	struct mock second;
+	long long tables;
+	uint32_t small;
 
-	if (!va)
+	if (!huge)
 		SKIP(return, "no huge pages");
-	ASSERT_EQ(0, ioas_alloc(self->fd, &option.object_id));
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_OPTION, &option));
-	ASSERT_EQ(0, mock_noiommu(self->fd, option.object_id, &second));
-	ASSERT_EQ(0, ioas_map(self->fd, option.object_id, va, HUGE_PAGE, IOVA,
-			      MAP_RW));
-	check_ioas(option.object_id, va, IOVA, HUGE_PAGE);
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_alloc(self->fd, &small));
+	ASSERT_EQ(0, ioas_disable_huge_pages(self->fd, small));
+	ASSERT_EQ(0, mock_noiommu(self->fd, small, &second));
+	/* A table more than the one entry takes that the option allows */
+	tables = table_pages();
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, huge, HUGE_PAGE, IOVA, MAP_RW));
+	tables = table_pages() - tables;
+	ASSERT_EQ(0, ioas_map(self->fd, small, huge, HUGE_PAGE, IOVA, MAP_RW));
+	EXPECT_EQ(self->tables + 2 + 2 * tables + 1, table_pages());
+	check_ioas(small, huge, IOVA, HUGE_PAGE);
 	/* Entries of a page each are one contiguous run all the same */
-	ASSERT_EQ(0, get_pa(self->fd, option.object_id, IOVA, &length, &phys));
+	ASSERT_EQ(0, get_pa(self->fd, small, IOVA, &length, &phys));
 	EXPECT_EQ(HUGE_PAGE, length);
-	munmap(va, HUGE_PAGE);
+	/* Page by page up to the last IOVA */
+	ASSERT_EQ(0, ioas_map(self->fd, small, va, 16 * PAGE, -16 * PAGE, MAP_RW));
+	check_ioas(small, va, -16 * PAGE, 16 * PAGE);
+	munmap(huge, HUGE_PAGE);
 }
 
 TEST_F(noiommu, memfd)
@@ -530,7 +663,7 @@ TEST_F(noiommu, dmabuf)
 	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA + 7 * PAGE));
 	EXPECT_EQ(ENODEV, ioas_map_file(self->fd, self->ioas, fd, 0, size,
 					IOVA + HUGE_PAGE));
-	/* A domain that comes later has none either, of whatever kind */
+	/* A domain that comes later has none either */
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt));
 	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
 	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
@@ -552,11 +685,12 @@ TEST_F(noiommu, dmabuf)
 
 TEST_F(noiommu, iovas_up_to_the_last)
 {
-	/* Each in a level of the page table that the one before did not have */
+	/* The table starts with 39 bits, and grows to 48, 57 and 64 */
 	static const uint64_t iovas[] = {
-		0, 1ULL << 38, 1ULL << 39, 1ULL << 47, 1ULL << 48, 1ULL << 57,
-		1ULL << 63, -16 * PAGE,
+		0, (1ULL << 39) - 8 * PAGE, 1ULL << 40, (1ULL << 48) - 8 * PAGE,
+		1ULL << 57, 1ULL << 63, -16 * PAGE,
 	};
+	uint64_t length, phys;
 	char *va = anon(16 * PAGE, 0);
 	unsigned int i, j;
 
@@ -568,6 +702,10 @@ TEST_F(noiommu, iovas_up_to_the_last)
 		for (j = 0; j <= i; j++)
 			check_ioas(self->ioas, va, iovas[j], 16 * PAGE);
 	}
+	/* No length is too long */
+	length = ULLONG_MAX;
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, -PAGE + 5, &length, &phys));
+	EXPECT_EQ(PAGE - 5, length);
 	EXPECT_EQ(EOVERFLOW, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
 				      -8 * PAGE, MAP_RW));
 	EXPECT_EQ(EEXIST, ioas_map(self->fd, self->ioas, va, PAGE, -PAGE, MAP_RW));
@@ -575,8 +713,20 @@ TEST_F(noiommu, iovas_up_to_the_last)
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, -16 * PAGE, 16 * PAGE));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, 16 * PAGE));
 	EXPECT_EQ(ENOENT, get_pa_errno(self->fd, self->ioas, 0));
-	check_ioas(self->ioas, va, 1ULL << 48, 16 * PAGE);
+	check_ioas(self->ioas, va, (1ULL << 48) - 8 * PAGE, 16 * PAGE);
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
+}
+
+TEST_F(noiommu, last_iovas_of_an_empty_table)
+{
+	char *va = anon(16 * PAGE, 0);
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, -16 * PAGE, MAP_RW));
+	check_ioas(self->ioas, va, -16 * PAGE, 16 * PAGE);
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, 0, MAP_RW));
+	check_ioas(self->ioas, va, 0, 16 * PAGE);
+	check_ioas(self->ioas, va, -16 * PAGE, 16 * PAGE);
 }
 
 /*
@@ -589,9 +739,19 @@ TEST_F(noiommu, hwpt_flags)
 		IOMMU_HWPT_FAULT_ID_VALID, IOMMU_HWPT_ALLOC_PASID, 1U << 31,
 	};
 	uint32_t fault, fault_fd, hwpt, all;
+	struct mock iommu;
 	unsigned int i;
 
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->fd, &fault, &fault_fd));
+	/* The mock IOMMU takes each that there is, so that a refusal is the device's */
+	ASSERT_EQ(0, mock_add(self->fd, MOCK_FLAGS_DEVICE_PASID, self->ioas, &iommu));
+	for (i = 0; i < ARRAY_SIZE(flags) - 1; i++) {
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, iommu.idev, self->ioas,
+						  fault, flags[i], &hwpt,
+						  IOMMU_HWPT_DATA_NONE, NULL, 0))
+			TH_LOG("flags %#x", flags[i]);
+		ASSERT_EQ(0, destroy(self->fd, hwpt));
+	}
 	/* Every combination: no flag makes another one right */
 	for (all = 1; all < 1U << ARRAY_SIZE(flags); all++) {
 		uint32_t some = 0;
@@ -629,6 +789,8 @@ TEST_F(noiommu, nesting_and_viommu)
 					    &viommu));
 	/* The mock IOMMU can do these, so that a refusal is the device's */
 	ASSERT_EQ(0, alloc_nested(iommu.idev, parent, data));
+	ASSERT_EQ(0, destroy(self->fd, id));
+	ASSERT_EQ(0, alloc_nested(iommu.idev, self->ioas, paging));
 	ASSERT_EQ(0, destroy(self->fd, id));
 
 	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, parent, data));
@@ -711,10 +873,19 @@ TEST_F(noiommu, pasid)
 							  self->dev.hwpt)));
 	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_pasid_replace(self->fd, iommu.stdev, 1,
 							   self->dev.hwpt)));
+	EXPECT_EQ(EINVAL, ERRNO_OF(test_cmd_pasid_check_hwpt(self->fd, self->dev.stdev,
+							     1, hwpt)));
 	ASSERT_EQ(0, ERRNO_OF(_test_cmd_pasid_detach(self->fd, iommu.stdev, 1)));
 	/* Nothing holds what was refused */
 	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
 	EXPECT_EQ(0, destroy(self->fd, hwpt));
+}
+
+/* A fault that has no IOMMU to come from */
+TEST_F(noiommu, page_fault)
+{
+	EXPECT_EQ(EINVAL, ERRNO_OF(_test_cmd_trigger_iopf(self->fd, self->dev.idev, 0,
+							  -1)));
 }
 
 TEST_F(noiommu, hw_info)
@@ -794,6 +965,7 @@ TEST_F(noiommu, killed_with_everything_open)
 	EXPECT_TRUE(WIFSIGNALED(status));
 	EXPECT_EQ(self->pinned, pinned_pages());
 	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
 }
 
 TEST_HARNESS_MAIN

@@ -73,6 +73,51 @@ static inline int access_pin(int fd, uint32_t access, uint64_t iova, void *va,
 	return rc;
 }
 
+/* Are these pages what the mock IOMMU translates the IOVAs to? */
+static inline int mock_maps(int fd, uint32_t hwpt, uint64_t iova, void *va,
+			    size_t size)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MD_CHECK_MAP,
+		.id = hwpt,
+		.check_map = {
+			.iova = iova,
+			.length = size,
+			.uptr = (uintptr_t)va,
+		},
+	};
+
+	return ERRNO_OF(ioctl(fd, IOMMU_TEST_CMD, &cmd));
+}
+
+/* The IOVAs that may be mapped are all there are, as without an IOMMU */
+static inline bool all_iovas_allowed(int fd, uint32_t ioas)
+{
+	struct iommu_iova_range range = {};
+	struct iommu_ioas_iova_ranges ranges = {
+		.size = sizeof(ranges),
+		.ioas_id = ioas,
+		.num_iovas = 1,
+		.allowed_iovas = (uintptr_t)&range,
+	};
+
+	return !ioctl(fd, IOMMU_IOAS_IOVA_RANGES, &ranges) &&
+	       !range.start && range.last == UINT64_MAX;
+}
+
+static inline int ioas_disable_huge_pages(int fd, uint32_t ioas)
+{
+	struct iommu_option option = {
+		.size = sizeof(option),
+		.option_id = IOMMU_OPTION_HUGE_PAGES,
+		.op = IOMMU_OPTION_OP_SET,
+		.object_id = ioas,
+	};
+
+	return ERRNO_OF(ioctl(fd, IOMMU_OPTION, &option));
+}
+
 /* Kilobytes that the process is charged for */
 static inline long long accounted(void)
 {

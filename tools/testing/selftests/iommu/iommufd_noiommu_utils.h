@@ -239,12 +239,25 @@ static inline long long pinned_pages(void)
 	       read_field("/proc/vmstat", "nr_foll_pin_released ");
 }
 
+/* Pages of IOMMU page tables right now, anyone's */
+static inline long long table_pages(void)
+{
+	write_file("/proc/sys/vm/stat_refresh", "1");
+	return read_field("/proc/vmstat", "nr_iommu_pages ");
+}
+
 static inline void *anon(size_t size, int flags)
 {
 	void *va = mmap(NULL, size, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 
-	return va == MAP_FAILED ? NULL : va;
+	if (va != MAP_FAILED)
+		return va;
+	/* Huge pages may lack, and then the test is skipped */
+	if (flags & MAP_HUGETLB)
+		return NULL;
+	perror("mmap");
+	exit(KSFT_FAIL);
 }
 
 /* As many huge pages as a test takes, if the system has fewer */
@@ -263,16 +276,27 @@ static inline void *anon_huge(size_t size)
 	return anon(size, MAP_HUGETLB | MAP_POPULATE);
 }
 
-/* Pages whose neighbours are elsewhere: touched in steps through the range */
+/*
+ * Pages whose neighbours are elsewhere, by being touched in steps through the
+ * range: a power of two of pages, or a few less. A test on memory that happens to
+ * be contiguous would prove little.
+ */
 static inline void touch_scattered(char *va, size_t size)
 {
-	size_t nr = size / PAGE, i, step = 37;
+	size_t nr = 1, i, breaks = 0;
 
+	while (nr * PAGE < size)
+		nr *= 2;
 	madvise(va, size, MADV_NOHUGEPAGE);
-	while (nr % step == 0)
-		step += 2;
 	for (i = 0; i < nr; i++)
-		va[i * step % nr * PAGE] = i;
+		if (i * 37 % nr * PAGE < size)
+			va[i * 37 % nr * PAGE] = i;
+	for (i = PAGE; i < size; i += PAGE)
+		breaks += pagemap_pa(va + i) != pagemap_pa(va + i - PAGE) + PAGE;
+	if (size > PAGE && !breaks) {
+		fprintf(stderr, "%zu pages in one piece\n", size / PAGE);
+		exit(KSFT_FAIL);
+	}
 }
 
 /*
@@ -300,9 +324,12 @@ static inline void check_pas(struct __test_metadata *_metadata, int iommufd,
 		ASSERT_EQ(expected + 0x123, phys);
 		ASSERT_EQ(PAGE - 0x123, length);
 		length = 1;
-		/* The very last IOVA can be mapped, but not asked for */
-		if (iova + offset + PAGE - 1 == UINT64_MAX)
+		if (iova + offset + PAGE - 1 == UINT64_MAX) {
+			/* It can be mapped, but not asked for */
+			ASSERT_EQ(EOVERFLOW,
+				  get_pa_errno(iommufd, ioas, UINT64_MAX));
 			continue;
+		}
 		ASSERT_EQ(0, get_pa(iommufd, ioas,
 				    iova + offset + PAGE - 1, &length, &phys));
 		ASSERT_EQ(expected + PAGE - 1, phys);
@@ -371,20 +398,21 @@ static inline bool fail_nth_was_hit(int proc)
 }
 
 /*
- * Repeat a call until its nth point does not exist. A call that failed has to
- * leave all as it was, which "unchanged" finds out. The errno is that of the
- * point: with IOMMUFD_TEST there are some that are not allocations, such as the
- * lookup of an ID. A call may succeed in spite of one. Then it is undone and the
- * next point failed. In the end the call was made.
+ * Repeat a call with its nth point failing, until there is no nth point. Before
+ * each, "prepare" makes what the call is to find untouched, such as IOVAs without
+ * tables that an earlier attempt left. "then" runs after each that had a point,
+ * and sees rc and nth. The errno is that of the point: with IOMMUFD_TEST there are
+ * some that are not allocations, such as the lookup of an ID.
  */
-#define FAIL_EACH(name, call, undo, unchanged)					\
-	do {									\
-		unsigned int nth, failed = 0;					\
+#define EACH_POINT(prepare, call, then)						\
+	({									\
+		unsigned int nth;						\
 										\
 		for (nth = 1; nth < 1000; nth++) {				\
 			int rc;							\
 			bool hit;						\
 										\
+			prepare;						\
 			fail_nth_set(self->proc, nth);				\
 			rc = (call);						\
 			hit = fail_nth_was_hit(self->proc);			\
@@ -392,17 +420,53 @@ static inline bool fail_nth_was_hit(int proc)
 				ASSERT_EQ(0, rc);				\
 				break;						\
 			}							\
+			then;							\
+		}								\
+		ASSERT_GT(1000, nth);						\
+		nth - 1;							\
+	})
+
+/*
+ * A call that fails has to leave all as it was, which "unchanged" finds out. One
+ * that succeeds in spite of the point is undone and the next point failed. In the
+ * end the call was made.
+ */
+#define FAIL_EACH(name, prepare, call, undo, unchanged)				\
+	do {									\
+		unsigned int points, failed = 0;				\
+										\
+		points = EACH_POINT(prepare, call, ({				\
 			if (rc) {						\
 				failed++;					\
 				ASSERT_TRUE(unchanged) TH_LOG("point %u", nth);	\
 			} else {						\
-				ASSERT_EQ(0, (undo)) TH_LOG("point %u", nth);	\
+				ASSERT_EQ(0, undo) TH_LOG("point %u", nth);	\
 			}							\
-		}								\
-		ASSERT_GT(1000, nth);						\
-		TH_LOG(name ": %u points, %u of them failed the call", nth - 1,	\
+		}));								\
+		TH_LOG(name ": %u points, %u of them failed the call", points,	\
 		       failed);							\
-		self->points += nth - 1;					\
+		ASSERT_LT(0, failed);						\
+	} while (0)
+
+/* The same of a call that has to succeed whatever fails, as what frees must */
+#define CANT_FAIL(name, call, undo)						\
+	do {									\
+		unsigned int points = EACH_POINT(, call, ({			\
+			ASSERT_EQ(0, rc) TH_LOG("point %u", nth);		\
+			ASSERT_EQ(0, undo) TH_LOG("point %u", nth);		\
+		}));								\
+										\
+		TH_LOG(name ": %u points, none of them fails the call", points);	\
+	} while (0)
+
+/* And of one that is refused whatever else fails */
+#define REFUSED(name, call)							\
+	do {									\
+		unsigned int points = EACH_POINT(, (call) ? 0 : EBADE, ({	\
+			ASSERT_EQ(0, rc) TH_LOG("point %u", nth);		\
+		}));								\
+										\
+		TH_LOG(name ": %u points, refused at each", points);		\
 	} while (0)
 
 #endif
