@@ -217,16 +217,17 @@ TEST_F(noiommu, failed_replace_changes_nothing)
 TEST_F(noiommu, mixed_ioas_in_either_order)
 {
 	char *va = anon(16 * PAGE, 0);
-	unsigned int mapped, order, leaves, i;
+	unsigned int mapped, order, leaves, all, i;
 	struct mock dev[2];		/* noiommu first */
 	uint32_t ioas;
 
 	touch_scattered(va, 16 * PAGE);
-	/* Mapped before the first, between the two, after the second */
-	for (mapped = 0; mapped < 3; mapped++)
-	/* Which comes first, and which leaves first */
-	for (order = 0; order < 2; order++)
-	for (leaves = 0; leaves < 2; leaves++) {
+	for (all = 0; all < 3 * 2 * 2; all++) {
+		/* Before the first, between the two, after the second */
+		mapped = all % 3;
+		/* Which comes first, and which leaves first */
+		order = all / 3 % 2;
+		leaves = all / 6;
 		ASSERT_EQ(0, ioas_alloc(self->fd, &ioas));
 		for (i = 0; i < 3; i++) {
 			if (mapped == i)
@@ -779,7 +780,7 @@ TEST_F(noiommu, nesting_and_viommu)
 
 #define alloc_nested(dev, pt, user_data)					\
 	ERRNO_OF(_test_cmd_hwpt_alloc(self->fd, dev, pt, 0, 0, &id,		\
-				      IOMMU_HWPT_DATA_SELFTEST, &user_data,	\
+				      IOMMU_HWPT_DATA_SELFTEST, &(user_data),	\
 				      sizeof(user_data)))
 	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
 	ASSERT_EQ(0, hwpt_alloc(self->fd, iommu.idev, self->ioas,

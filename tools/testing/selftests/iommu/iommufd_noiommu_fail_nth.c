@@ -8,9 +8,9 @@
 #include "iommufd_noiommu_mock.h"
 
 /* IOVAs so far apart have no table but the top one in common */
-#define FAR (1UL << 30)
+#define FAR (1024UL << 20)
 /* And these, which fit the mock IOMMU's aperture, no table of the last level */
-#define NEAR (1UL << 22)
+#define NEAR (4UL << 20)
 
 FIXTURE(fail_nth)
 {
@@ -126,7 +126,7 @@ TEST_F(fail_nth, bind_and_attach_to_ioas)
 
 	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
 	ASSERT_EQ(0, map_all(self, other));
-	FAIL_EACH("bind, attach to an IOAS", , mock_noiommu(self->fd, other, &dev),
+	FAIL_EACH("bind, attach to an IOAS", mock_noiommu(self->fd, other, &dev),
 		  destroy(self->fd, dev.stdev),
 		  refuses(self, other, IOVA, EOPNOTSUPP) && pins_are(self, 0));
 	EXPECT_TRUE(pins_are(self, 64));
@@ -141,7 +141,7 @@ TEST_F(fail_nth, bind_and_attach_to_hwpt)
 	ASSERT_EQ(0, map_all(self, self->ioas));
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt));
 	/* A HWPT that something holds could not be destroyed */
-	FAIL_EACH("bind, attach to a HWPT", , mock_noiommu(self->fd, hwpt, &dev),
+	FAIL_EACH("bind, attach to a HWPT", mock_noiommu(self->fd, hwpt, &dev),
 		  destroy(self->fd, dev.stdev),
 		  !destroy(self->fd, hwpt) && pins_are(self, 64) &&
 		  !hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt));
@@ -154,13 +154,13 @@ TEST_F(fail_nth, hwpt_alloc)
 
 	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
 	ASSERT_EQ(0, map_all(self, other));
-	FAIL_EACH("HWPT_ALLOC", ,
+	FAIL_EACH("HWPT_ALLOC",
 		  hwpt_alloc(self->fd, self->dev.idev, other, 0, &hwpt),
 		  destroy(self->fd, hwpt),
 		  refuses(self, other, IOVA, EOPNOTSUPP) && pins_are(self, 0));
 	EXPECT_TRUE(answers(self, other, IOVA, self->va));
 	/* A second one finds the pages pinned */
-	FAIL_EACH("HWPT_ALLOC, second", ,
+	FAIL_EACH("HWPT_ALLOC, second",
 		  hwpt_alloc(self->fd, self->dev.idev, other, 0, &hwpt),
 		  destroy(self->fd, hwpt),
 		  answers(self, other, IOVA, self->va) && pins_are(self, 64));
@@ -176,7 +176,7 @@ TEST_F(fail_nth, replace)
 			      MAP_RW));
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt[0]));
 
-	FAIL_EACH("replace by a HWPT", , mock_replace(self->fd, &self->dev, hwpt[0]), ({
+	FAIL_EACH("replace by a HWPT", mock_replace(self->fd, &self->dev, hwpt[0]), ({
 			int undone = mock_replace(self->fd, &self->dev, self->ioas);
 
 			auto_hwpt = self->dev.hwpt;
@@ -190,7 +190,7 @@ TEST_F(fail_nth, replace)
 	EXPECT_EQ(ENOENT, destroy(self->fd, auto_hwpt));
 
 	/* An IOAS whose HWPT has to be made and filled */
-	FAIL_EACH("replace by another IOAS", ,
+	FAIL_EACH("replace by another IOAS",
 		  mock_replace(self->fd, &self->dev, other),
 		  mock_replace(self->fd, &self->dev, hwpt[0]),
 		  destroy(self->fd, hwpt[0]) == EBUSY &&
@@ -201,7 +201,7 @@ TEST_F(fail_nth, replace)
 
 	ASSERT_EQ(0, mock_replace(self->fd, &self->dev, hwpt[0]));
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, other, 0, &hwpt[1]));
-	FAIL_EACH("replace by a HWPT of another IOAS", ,
+	FAIL_EACH("replace by a HWPT of another IOAS",
 		  mock_replace(self->fd, &self->dev, hwpt[1]),
 		  mock_replace(self->fd, &self->dev, hwpt[0]),
 		  destroy(self->fd, hwpt[0]) == EBUSY && pins_are(self, 64) &&
@@ -219,7 +219,7 @@ TEST_F(fail_nth, mixed)
 
 	ASSERT_EQ(0, map_all(self, self->ioas));
 	/* An aperture that stays would keep IOVAs from being mapped */
-	FAIL_EACH("attach with an IOMMU after one without", ,
+	FAIL_EACH("attach with an IOMMU after one without",
 		  mock_add(self->fd, 0, self->ioas, &iommu),
 		  destroy(self->fd, iommu.stdev),
 		  answers(self, self->ioas, IOVA, self->va) && pins_are(self, 64) &&
@@ -227,18 +227,18 @@ TEST_F(fail_nth, mixed)
 	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA, self->va, 64 * PAGE));
 	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
 
-	FAIL_EACH("attach without an IOMMU after one with", ,
+	FAIL_EACH("attach without an IOMMU after one with",
 		  mock_noiommu(self->fd, self->ioas, &dev),
 		  destroy(self->fd, dev.stdev),
 		  refuses(self, self->ioas, IOVA, EOPNOTSUPP) && pins_are(self, 64) &&
 		  !mock_maps(self->fd, iommu.hwpt, IOVA, self->va, 64 * PAGE));
-	FAIL_EACH("map for both", iova = IOVA + nth * NEAR,
-		  ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
-		  ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
-		  refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 64) &&
-		  mock_maps(self->fd, iommu.hwpt, iova, self->va, PAGE));
+	FAIL_EACH_AT("map for both", iova = IOVA + nth * NEAR,
+		     ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
+		     ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
+		     refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 64) &&
+		     mock_maps(self->fd, iommu.hwpt, iova, self->va, PAGE));
 	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, iova, self->va, 64 * PAGE));
-	FAIL_EACH("unmap for both", ,
+	FAIL_EACH("unmap for both",
 		  ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
 		  ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
 		  answers(self, self->ioas, iova, self->va) && pins_are(self, 128) &&
@@ -263,12 +263,12 @@ TEST_F(fail_nth, map)
 	uint32_t hwpt;
 
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt));
-	FAIL_EACH("map for two HWPTs", iova = IOVA + nth * FAR,
-		  ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
-		  ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
-		  refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
+	FAIL_EACH_AT("map for two HWPTs", iova = IOVA + nth * FAR,
+		     ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
+		     ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
+		     refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
 	EXPECT_TRUE(answers(self, self->ioas, iova + 63 * PAGE, self->va + 63 * PAGE));
-	FAIL_EACH("unmap", , ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
+	FAIL_EACH("unmap", ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
 		  ioas_map(self->fd, self->ioas, self->va, 64 * PAGE, iova, MAP_RW),
 		  answers(self, self->ioas, iova, self->va) && pins_are(self, 64));
 	EXPECT_TRUE(pins_are(self, 0));
@@ -299,13 +299,13 @@ TEST_F(fail_nth, map_where_the_table_grows)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(iovas); i++) {
-		FAIL_EACH("map where the table grows",
-			  ASSERT_EQ(0, fresh_ioas(self, &ioas, hwpt)),
-			  ioas_map(self->fd, ioas, self->va, 64 * PAGE, iovas[i],
-				   MAP_RW),
-			  0,
-			  refuses(self, ioas, iovas[i], ENOENT) &&
-			  answers(self, ioas, IOVA, self->va) && pins_are(self, 1));
+		FAIL_EACH_AT("map where the table grows",
+			     ASSERT_EQ(0, fresh_ioas(self, &ioas, hwpt)),
+			     ioas_map(self->fd, ioas, self->va, 64 * PAGE, iovas[i],
+				      MAP_RW),
+			     0,
+			     refuses(self, ioas, iovas[i], ENOENT) &&
+			     answers(self, ioas, IOVA, self->va) && pins_are(self, 1));
 		EXPECT_TRUE(answers(self, ioas, iovas[i] + 63 * PAGE - 1,
 				    self->va + 63 * PAGE - 1));
 		EXPECT_TRUE(answers(self, ioas, IOVA, self->va));
@@ -321,10 +321,10 @@ TEST_F(fail_nth, map_without_huge_pages)
 		SKIP(return, "no huge pages");
 	ASSERT_EQ(0, ioas_disable_huge_pages(self->fd, self->ioas));
 	/* Two tables of the last level, so that the second fails halfway */
-	FAIL_EACH("map without huge pages", iova = nth * FAR - HUGE_PAGE / 2,
-		  ioas_map(self->fd, self->ioas, huge, HUGE_PAGE, iova, MAP_RW),
-		  ioas_unmap(self->fd, self->ioas, iova, HUGE_PAGE),
-		  refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
+	FAIL_EACH_AT("map without huge pages", iova = nth * FAR - HUGE_PAGE / 2,
+		     ioas_map(self->fd, self->ioas, huge, HUGE_PAGE, iova, MAP_RW),
+		     ioas_unmap(self->fd, self->ioas, iova, HUGE_PAGE),
+		     refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
 	EXPECT_TRUE(answers(self, self->ioas, iova + HUGE_PAGE - PAGE,
 			    huge + HUGE_PAGE - PAGE));
 	munmap(huge, HUGE_PAGE);
@@ -342,28 +342,28 @@ TEST_F(fail_nth, files)
 	touch_scattered(mfd_buffer, 64 * PAGE);
 	ASSERT_EQ(0, _test_cmd_get_dmabuf(self->fd, 8 * PAGE, &dmabuf));
 
-	FAIL_EACH("map of a memfd", iova = IOVA + nth * FAR,
-		  ioas_map_file(self->fd, self->ioas, mfd, 0, 64 * PAGE, iova),
-		  ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
-		  refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
+	FAIL_EACH_AT("map of a memfd", iova = IOVA + nth * FAR,
+		     ioas_map_file(self->fd, self->ioas, mfd, 0, 64 * PAGE, iova),
+		     ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE),
+		     refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
 	EXPECT_TRUE(answers(self, self->ioas, iova, mfd_buffer));
-	FAIL_EACH("HWPT_ALLOC that has a memfd to map", ,
+	FAIL_EACH("HWPT_ALLOC that has a memfd to map",
 		  hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt),
 		  destroy(self->fd, hwpt), answers(self, self->ioas, iova, mfd_buffer));
 	ASSERT_EQ(0, destroy(self->fd, hwpt));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE));
 
-	FAIL_EACH("map of a dma-buf", iova = IOVA + nth * FAR,
-		  ioas_map_file(self->fd, self->ioas, dmabuf, 0, 8 * PAGE, iova),
-		  ioas_unmap(self->fd, self->ioas, iova, 8 * PAGE),
-		  refuses(self, self->ioas, iova, ENOENT));
+	FAIL_EACH_AT("map of a dma-buf", iova = IOVA + nth * FAR,
+		     ioas_map_file(self->fd, self->ioas, dmabuf, 0, 8 * PAGE, iova),
+		     ioas_unmap(self->fd, self->ioas, iova, 8 * PAGE),
+		     refuses(self, self->ioas, iova, ENOENT));
 	EXPECT_TRUE(refuses(self, self->ioas, iova + 7 * PAGE, 0));
-	FAIL_EACH("HWPT_ALLOC that has a dma-buf to map", ,
+	FAIL_EACH("HWPT_ALLOC that has a dma-buf to map",
 		  hwpt_alloc(self->fd, self->dev.idev, self->ioas, 0, &hwpt),
 		  destroy(self->fd, hwpt), refuses(self, self->ioas, iova, 0));
 	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
 	ASSERT_EQ(0, destroy(self->fd, hwpt));
-	FAIL_EACH("attach to an IOAS that has a dma-buf to map", ,
+	FAIL_EACH("attach to an IOAS that has a dma-buf to map",
 		  mock_noiommu(self->fd, self->ioas, &second),
 		  destroy(self->fd, second.stdev),
 		  refuses(self, self->ioas, iova, EOPNOTSUPP));
@@ -372,7 +372,7 @@ TEST_F(fail_nth, files)
 	CANT_FAIL("revocation of a dma-buf",
 		  ERRNO_OF(_test_cmd_revoke_dmabuf(self->fd, dmabuf, true)), 0);
 	EXPECT_TRUE(refuses(self, self->ioas, iova, EOPNOTSUPP));
-	FAIL_EACH("unmap of a dma-buf that was revoked", ,
+	FAIL_EACH("unmap of a dma-buf that was revoked",
 		  ioas_unmap(self->fd, self->ioas, iova, 8 * PAGE), EBADE,
 		  refuses(self, self->ioas, iova, EOPNOTSUPP));
 	close(dmabuf);
@@ -389,13 +389,13 @@ TEST_F(fail_nth, copy)
 	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
 	ASSERT_EQ(0, mock_noiommu(self->fd, other, &second));
 	ASSERT_EQ(0, map_all(self, self->ioas));
-	FAIL_EACH("copy", iova = nth * FAR + PAGE,
-		  ioas_copy(self->fd, other, iova, self->ioas, IOVA, 64 * PAGE),
-		  ioas_unmap(self->fd, other, iova, 64 * PAGE),
-		  refuses(self, other, iova, ENOENT) &&
-		  answers(self, self->ioas, IOVA, self->va) && pins_are(self, 64));
+	FAIL_EACH_AT("copy", iova = nth * FAR + PAGE,
+		     ioas_copy(self->fd, other, iova, self->ioas, IOVA, 64 * PAGE),
+		     ioas_unmap(self->fd, other, iova, 64 * PAGE),
+		     refuses(self, other, iova, ENOENT) &&
+		     answers(self, self->ioas, IOVA, self->va) && pins_are(self, 64));
 	/* The source goes, and its pages stay with the copy */
-	FAIL_EACH("unmap of the source", ,
+	FAIL_EACH("unmap of the source",
 		  ioas_unmap(self->fd, self->ioas, IOVA, 64 * PAGE),
 		  ioas_copy(self->fd, self->ioas, IOVA, other, iova, 64 * PAGE),
 		  answers(self, self->ioas, IOVA, self->va) && pins_are(self, 64));
@@ -411,14 +411,14 @@ TEST_F(fail_nth, access)
 	ASSERT_EQ(0, map_all(self, self->ioas));
 	ASSERT_EQ(0, _test_cmd_create_access(self->fd, self->ioas, &access,
 					     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
-	FAIL_EACH("access to what a domain holds", ,
+	FAIL_EACH("access to what a domain holds",
 		  access_pin(self->fd, access, IOVA, self->va, 64 * PAGE, &item),
 		  _test_cmd_destroy_access_pages(self->fd, access, item),
 		  answers(self, self->ioas, IOVA, self->va) && pins_are(self, 64));
 	/* The device goes; what it had moves to the access */
 	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
 	EXPECT_TRUE(pins_are(self, 64));
-	FAIL_EACH("attach to what an access holds", ,
+	FAIL_EACH("attach to what an access holds",
 		  mock_noiommu(self->fd, self->ioas, &dev),
 		  destroy(self->fd, dev.stdev),
 		  refuses(self, self->ioas, IOVA, EOPNOTSUPP) && pins_are(self, 64));
@@ -426,12 +426,12 @@ TEST_F(fail_nth, access)
 	ASSERT_EQ(0, destroy(self->fd, dev.stdev));
 	ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, item));
 	EXPECT_TRUE(pins_are(self, 0));
-	FAIL_EACH("access to what nobody holds", ,
+	FAIL_EACH("access to what nobody holds",
 		  access_pin(self->fd, access, IOVA, self->va, 64 * PAGE, &item),
 		  _test_cmd_destroy_access_pages(self->fd, access, item),
 		  pins_are(self, 0));
 	/* An unmap takes the access's pages too */
-	FAIL_EACH("unmap of what an access holds", ,
+	FAIL_EACH("unmap of what an access holds",
 		  ioas_unmap(self->fd, self->ioas, IOVA, 64 * PAGE),
 		  map_all(self, self->ioas) ?:
 		  access_pin(self->fd, access, IOVA, self->va, 64 * PAGE, &item),
@@ -457,7 +457,7 @@ TEST_F(fail_nth, detach)
 TEST_F(fail_nth, get_pa)
 {
 	ASSERT_EQ(0, map_all(self, self->ioas));
-	FAIL_EACH("GET_PA", , get_pa_errno(self->fd, self->ioas, IOVA), 0,
+	FAIL_EACH("GET_PA", get_pa_errno(self->fd, self->ioas, IOVA), 0,
 		  pins_are(self, 64));
 }
 

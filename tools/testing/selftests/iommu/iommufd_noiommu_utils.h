@@ -431,7 +431,11 @@ static inline bool fail_nth_was_hit(int proc)
  * that succeeds in spite of the point is undone and the next point failed. In the
  * end the call was made.
  */
-#define FAIL_EACH(name, prepare, call, undo, unchanged)				\
+#define FAIL_EACH(name, call, undo, unchanged)					\
+	FAIL_EACH_AT(name, (void)0, call, undo, unchanged)
+
+/* With "prepare" */
+#define FAIL_EACH_AT(name, prepare, call, undo, unchanged)			\
 	do {									\
 		unsigned int points, failed = 0;				\
 										\
@@ -451,7 +455,7 @@ static inline bool fail_nth_was_hit(int proc)
 /* The same of a call that has to succeed whatever fails, as what frees must */
 #define CANT_FAIL(name, call, undo)						\
 	do {									\
-		unsigned int points = EACH_POINT(, call, ({			\
+		unsigned int points = EACH_POINT((void)0, call, ({			\
 			ASSERT_EQ(0, rc) TH_LOG("point %u", nth);		\
 			ASSERT_EQ(0, undo) TH_LOG("point %u", nth);		\
 		}));								\
@@ -462,7 +466,7 @@ static inline bool fail_nth_was_hit(int proc)
 /* And of one that is refused whatever else fails */
 #define REFUSED(name, call)							\
 	do {									\
-		unsigned int points = EACH_POINT(, (call) ? 0 : EBADE, ({	\
+		unsigned int points = EACH_POINT((void)0, (call) ? 0 : EBADE, ({	\
 			ASSERT_EQ(0, rc) TH_LOG("point %u", nth);		\
 		}));								\
 										\

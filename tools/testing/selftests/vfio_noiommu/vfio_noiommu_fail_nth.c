@@ -54,7 +54,7 @@ TEST_F(fail_nth, bind)
 	uint32_t dev_id;
 
 	/* A bind is undone by closing the device */
-	FAIL_EACH("bind", , bind_iommufd(self->device, self->iommufd, &dev_id), ({
+	FAIL_EACH("bind", bind_iommufd(self->device, self->iommufd, &dev_id), ({
 		close(self->device);
 		self->device = cdev_open(self->bdf);
 		self->device < 0;
@@ -74,18 +74,18 @@ TEST_F(fail_nth, all_but_bind)
 	ASSERT_EQ(0, ioas_map(self->iommufd, other, va, 16 * PAGE, IOVA, MAP_RW));
 
 	/* An attach to an IOAS allocates a HWPT and fills it */
-	FAIL_EACH("attach to an IOAS", , ({
+	FAIL_EACH("attach to an IOAS", ({
 		pt_id = ioas;
 		attach_pt(self->device, &pt_id);
 	}), detach_pt(self->device), pins_are(self, 0));
 	EXPECT_TRUE(pins_are(self, 16));
 
-	FAIL_EACH("HWPT_ALLOC", , hwpt_alloc(self->iommufd, dev_id, ioas, 0, &hwpt),
+	FAIL_EACH("HWPT_ALLOC", hwpt_alloc(self->iommufd, dev_id, ioas, 0, &hwpt),
 		  destroy(self->iommufd, hwpt), pins_are(self, 16));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, dev_id, other, 0, &hwpt2));
 
 	/* What failed leaves the device attached to what it was */
-	FAIL_EACH("replace by a HWPT", , ({
+	FAIL_EACH("replace by a HWPT", ({
 		pt_id = hwpt;
 		attach_pt(self->device, &pt_id);
 	}), ({
@@ -93,7 +93,7 @@ TEST_F(fail_nth, all_but_bind)
 		attach_pt(self->device, &pt_id);
 	}), !destroy(self->iommufd, hwpt) &&
 	    !hwpt_alloc(self->iommufd, dev_id, ioas, 0, &hwpt));
-	FAIL_EACH("replace by another IOAS", , ({
+	FAIL_EACH("replace by another IOAS", ({
 		pt_id = other;
 		attach_pt(self->device, &pt_id);
 	}), ({
@@ -103,14 +103,14 @@ TEST_F(fail_nth, all_but_bind)
 	EXPECT_EQ(0, get_pa_errno(self->iommufd, other, IOVA));
 
 	/* So far apart that the tables of an earlier attempt are no use */
-	FAIL_EACH("map", iova = (uint64_t)nth << 30,
-		  ioas_map(self->iommufd, other, va + 16 * PAGE, 48 * PAGE, iova,
-			   MAP_RW),
-		  ioas_unmap(self->iommufd, other, iova, 48 * PAGE),
-		  get_pa_errno(self->iommufd, other, iova) == ENOENT &&
-		  pins_are(self, 32));
-	FAIL_EACH("GET_PA", , get_pa_errno(self->iommufd, other, IOVA), 0, true);
-	FAIL_EACH("unmap", , ioas_unmap(self->iommufd, other, iova, 48 * PAGE),
+	FAIL_EACH_AT("map", iova = (uint64_t)nth << 30,
+		     ioas_map(self->iommufd, other, va + 16 * PAGE, 48 * PAGE, iova,
+			      MAP_RW),
+		     ioas_unmap(self->iommufd, other, iova, 48 * PAGE),
+		     get_pa_errno(self->iommufd, other, iova) == ENOENT &&
+		     pins_are(self, 32));
+	FAIL_EACH("GET_PA", get_pa_errno(self->iommufd, other, IOVA), 0, true);
+	FAIL_EACH("unmap", ioas_unmap(self->iommufd, other, iova, 48 * PAGE),
 		  ioas_map(self->iommufd, other, va + 16 * PAGE, 48 * PAGE, iova,
 			   MAP_RW),
 		  !get_pa_errno(self->iommufd, other, iova + 47 * PAGE) &&
