@@ -407,7 +407,7 @@ static void nvme_write32(struct nvme *nvme, unsigned int reg, uint32_t value)
 	write_once((uint32_t *)(nvme->dev.bar0 + reg), htole32(value));
 }
 
-/* Two 32-bit accesses are always allowed [Base 3.1.1] */
+/* Two 32-bit accesses are always allowed [PCIe 3.1] */
 static void nvme_write64(struct nvme *nvme, unsigned int reg, uint64_t value)
 {
 	nvme_write32(nvme, reg, value);

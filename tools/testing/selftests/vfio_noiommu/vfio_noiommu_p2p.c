@@ -122,6 +122,7 @@ FIXTURE_SETUP(p2p)
 	if (!find_device("0x1af4", "0x1110", exporter_bdf, sizeof(exporter_bdf)))
 		SKIP(return, "no ivshmem device (1af4:1110), whose BAR has memory");
 	ASSERT_EQ(0, ensure_bound(exporter_bdf));
+	ASSERT_EQ(0, ensure_bound(device_bdf));
 	SKIP_MODE_MISMATCH(return, device_bdf, MODE_IOMMUFD_NOIOMMU);
 	SKIP_MODE_MISMATCH(return, exporter_bdf, MODE_IOMMUFD_NOIOMMU);
 
@@ -247,7 +248,7 @@ TEST_F(p2p, close_exporter)
 					    self->memory.iova, self->size));
 }
 
-/* As closing, as is a reset: the memory isn't there */
+/* Turning its memory off revokes a BAR as closing the device does */
 TEST_F(p2p, disable_memory)
 {
 	vfio_pci_config_writew(self->exporter, PCI_COMMAND, 0);

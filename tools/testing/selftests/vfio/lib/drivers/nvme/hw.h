@@ -24,7 +24,6 @@
 #define NVME_ASQ		0x28
 #define NVME_ACQ		0x30
 
-#define NVME_CAP_MQES(cap)	((cap) & 0xffff)	/* 0's based */
 #define NVME_CAP_TO(cap)	((cap) >> 24 & 0xff)	/* in units of 500 ms */
 #define NVME_CAP_DSTRD(cap)	((cap) >> 32 & 0xf)	/* 4 << DSTRD bytes */
 #define NVME_CAP_NVM		BIT_ULL(37)		/* CSS: the NVM command set */
@@ -71,7 +70,7 @@ struct nvme_cqe {
 };
 
 #define NVME_CQE_PHASE		BIT(0)
-#define NVME_CQE_STATUS(status)	((status) >> 1)
+#define NVME_CQE_STATUS(status)	((status) >> 1 & 0x7ff)	/* code and type */
 
 /* Admin commands [Base 5] */
 #define NVME_ADMIN_DELETE_SQ	0x00	/* [Base 5.7] */
@@ -83,8 +82,6 @@ struct nvme_cqe {
 /* Creation of queues: CDW10 has ID and 0's based size, CDW11 the rest */
 #define NVME_QUEUE_CDW10(qid, depth)	((u32)((depth) - 1) << 16 | (qid))
 #define NVME_QUEUE_PC			BIT(0)	/* physically contiguous */
-#define NVME_CQ_IEN			BIT(1)
-#define NVME_CQ_IV(vector)		((u32)(vector) << 16)
 #define NVME_SQ_CQID(qid)		((u32)(qid) << 16)
 
 /* Identify: CDW10 [Base 5.17.1] */

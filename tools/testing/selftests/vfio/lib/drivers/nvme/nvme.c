@@ -6,10 +6,9 @@
  * Read from there to the destination. The scratch area is the start of
  * namespace 1: what is on the disk is LOST. The driver takes a device only if
  *
- *     VFIO_SELFTESTS_NVME_SCRATCH=1
+ *     VFIO_SELFTESTS_NVME_SCRATCH="segment:bus:device.function ..."
  *
- * in the environment says that nothing on any NVMe disk that the test is given
- * is of worth.
+ * in the environment names it as one whose contents nobody needs.
  *
  * The device works on one command at a time, and memcpy_wait() issues the next.
  * So what goes on between memcpy_start() and memcpy_wait() is one Write: the
@@ -39,10 +38,13 @@
 /* What an emulated controller does in a few seconds */
 #define NVME_MAX_MEMCPY_COUNT	64
 
-/* Queue 0 is the admin queue. memcpy() must not raise interrupts, send_msi() must. */
-enum { NVME_ADMIN_QUEUE, NVME_MEMCPY_QUEUE, NVME_MSI_QUEUE, NVME_NR_QUEUES };
+/*
+ * memcpy() must not raise interrupts, and has a queue that doesn't. The admin
+ * queue always does, at vector 0 [Base 3.3.3.2], and send_msi() is a command on it.
+ */
+enum { NVME_ADMIN_QUEUE, NVME_MEMCPY_QUEUE, NVME_NR_QUEUES };
 
-/* Each in a page of the controller's */
+/* Each takes one page of the controller's size */
 enum {
 	NVME_PAGE_SQ,
 	NVME_PAGE_CQ = NVME_PAGE_SQ + NVME_NR_QUEUES,
@@ -114,7 +116,7 @@ static void nvme_write(struct vfio_pci_device *device, unsigned int reg, u32 val
 	writel(value, device->bars[0].vaddr + reg);
 }
 
-/* Two 32-bit accesses are always allowed [Base 3.1.1] */
+/* Aligned 32-bit accesses are always allowed [PCIe 3.1] */
 static u64 nvme_read64(struct vfio_pci_device *device, unsigned int reg)
 {
 	return nvme_read(device, reg) | (u64)nvme_read(device, reg + 4) << 32;
@@ -129,17 +131,23 @@ static void nvme_write64(struct vfio_pci_device *device, unsigned int reg, u64 v
 static int nvme_probe(struct vfio_pci_device *device)
 {
 	const char *scratch = getenv("VFIO_SELFTESTS_NVME_SCRATCH");
+	static bool told;
 
 	if (vfio_pci_config_readl(device, PCI_CLASS_REVISION) >> 8 != NVME_PCI_CLASS)
 		return -EINVAL;
 
-	if (!scratch || strcmp(scratch, "1")) {
-		dev_err(device, "nvme: The driver overwrites the disk. If nothing on it is of worth:\n"
-			"    export VFIO_SELFTESTS_NVME_SCRATCH=1\n");
+	if (!scratch || !strstr(scratch, device->bdf)) {
+		if (!told)
+			dev_err(device, "nvme: The driver overwrites the disk. If nobody needs what is on it:\n"
+				"    export VFIO_SELFTESTS_NVME_SCRATCH=%s\n", device->bdf);
+		told = true;
 		return -EINVAL;
 	}
 
-	VFIO_ASSERT_NOT_NULL(device->bars[0].vaddr);
+	if (!device->bars[0].vaddr) {
+		dev_err(device, "nvme: BAR0 can't be mapped\n");
+		return -EINVAL;
+	}
 
 	if (!(nvme_read64(device, NVME_CAP) & NVME_CAP_NVM)) {
 		dev_err(device, "nvme: No NVM command set\n");
@@ -183,16 +191,20 @@ static void nvme_wait_ready(struct vfio_pci_device *device, u32 ready)
 		if ((csts & NVME_CSTS_RDY) == ready)
 			break;
 
+		VFIO_ASSERT_FALSE(ready && csts & NVME_CSTS_CFS,
+				  "nvme: Fatal error (CSTS 0x%x)\n", csts);
 		VFIO_ASSERT_FALSE(nvme_expired(&deadline),
 				  "nvme: Timeout (CSTS 0x%x)\n", csts);
 		usleep(1000);
 	}
 }
 
-/* A reset of all but the admin queue's registers, also out of a fatal error */
+/*
+ * A reset of all but the admin queue's registers, also out of a fatal error. There
+ * is no shutdown before it: what the disk keeps of the scratch area is of no matter.
+ */
 static void nvme_disable(struct vfio_pci_device *device)
 {
-	/* No field but EN may change while it does [Base 3.1.3.5] */
 	nvme_write(device, NVME_CC, nvme_read(device, NVME_CC) & ~NVME_CC_EN);
 	nvme_wait_ready(device, 0);
 }
@@ -241,7 +253,9 @@ static int nvme_complete(struct vfio_pci_device *device, int qid)
 
 		if (nvme_read(device, NVME_CSTS) & NVME_CSTS_CFS)
 			return -EIO;
-		if (nvme_expired(&q->deadline))
+		/* Unless it completed while this process did not run */
+		if (nvme_expired(&q->deadline) &&
+		    (READ_ONCE(cqe->status) & NVME_CQE_PHASE) != q->phase)
 			return -ETIMEDOUT;
 	}
 
@@ -253,12 +267,8 @@ static int nvme_complete(struct vfio_pci_device *device, int qid)
 	if (!q->head)
 		q->phase ^= NVME_CQE_PHASE;
 
-	/*
-	 * A controller need not interrupt for what is taken already. The admin
-	 * queue interrupts at vector 0, whether that is the vector of
-	 * send_msi() or one that nobody listens to.
-	 */
-	if (qid == NVME_MSI_QUEUE || (qid == NVME_ADMIN_QUEUE && !device->driver.msi))
+	/* A controller need not interrupt for what is taken already. */
+	if (qid == NVME_ADMIN_QUEUE)
 		nvme_wait_msi(device);
 
 	writel(q->head, q->cq_doorbell);
@@ -275,8 +285,8 @@ static int __nvme_admin(struct vfio_pci_device *device, const struct nvme_sqe *c
 	r = nvme_complete(device, NVME_ADMIN_QUEUE);
 
 	/* The interrupt is not one of send_msi() */
-	if (r >= 0 && !device->driver.msi)
-		VFIO_ASSERT_EQ(read(device->msi_eventfds[0], &value, 8), 8);
+	if (r >= 0)
+		VFIO_ASSERT_EQ(read(device->msi_eventfds[device->driver.msi], &value, 8), 8);
 
 	return r;
 }
@@ -288,14 +298,19 @@ static void nvme_admin(struct vfio_pci_device *device, const struct nvme_sqe *cm
 	VFIO_ASSERT_EQ(r, 0, "nvme: Admin command 0x%x failed\n", cmd->opcode);
 }
 
-static void *nvme_identify(struct vfio_pci_device *device, u32 cns, u32 nsid)
+static struct nvme_sqe nvme_identify_cmd(struct vfio_pci_device *device, u32 cns, u32 nsid)
 {
-	struct nvme_sqe cmd = {
+	return (struct nvme_sqe) {
 		.opcode = NVME_ADMIN_IDENTIFY,
 		.nsid = nsid,
 		.prp1 = nvme_page_addr(device, NVME_PAGE_DATA),
 		.cdw10 = cns,
 	};
+}
+
+static void *nvme_identify(struct vfio_pci_device *device, u32 cns, u32 nsid)
+{
+	struct nvme_sqe cmd = nvme_identify_cmd(device, cns, nsid);
 
 	nvme_admin(device, &cmd);
 
@@ -331,8 +346,6 @@ static void nvme_queue_create(struct vfio_pci_device *device, int qid)
 
 	nvme_queue_init(device, qid);
 
-	if (qid == NVME_MSI_QUEUE)
-		cmd.cdw11 |= NVME_CQ_IEN | NVME_CQ_IV(device->driver.msi);
 	nvme_admin(device, &cmd);
 
 	cmd.opcode = NVME_ADMIN_CREATE_SQ;
@@ -344,13 +357,13 @@ static void nvme_queue_create(struct vfio_pci_device *device, int qid)
 /* [Base 3.5.1] Memory-based controller initialization */
 static void nvme_enable(struct vfio_pci_device *device)
 {
-	const u32 nr_io_queues = NVME_NR_QUEUES - 2;	/* 0's based */
 	struct nvme_state *nvme = to_nvme_state(device);
+	/* One I/O queue of each kind, as 0's based numbers */
 	struct nvme_sqe cmd = {
 		.opcode = NVME_ADMIN_SET_FEATURES,
 		.cdw10 = NVME_FEAT_NUM_QUEUES,
-		.cdw11 = nr_io_queues << 16 | nr_io_queues,
 	};
+	u32 cc = NVME_CC_MPS(NVME_CAP_MPSMIN(nvme->cap)) | NVME_CC_IOSQES | NVME_CC_IOCQES;
 
 	nvme_queue_init(device, NVME_ADMIN_QUEUE);
 	nvme_write(device, NVME_AQA, (NVME_DEPTH - 1) << 16 | (NVME_DEPTH - 1));
@@ -359,13 +372,13 @@ static void nvme_enable(struct vfio_pci_device *device)
 	nvme_write64(device, NVME_ACQ,
 		     nvme_page_addr(device, NVME_PAGE_CQ + NVME_ADMIN_QUEUE));
 
-	nvme_write(device, NVME_CC, NVME_CC_MPS(NVME_CAP_MPSMIN(nvme->cap)) |
-		   NVME_CC_IOSQES | NVME_CC_IOCQES | NVME_CC_EN);
+	/* What it is enabled with may not change while it is */
+	nvme_write(device, NVME_CC, cc);
+	nvme_write(device, NVME_CC, cc | NVME_CC_EN);
 	nvme_wait_ready(device, NVME_CSTS_RDY);
 
 	nvme_admin(device, &cmd);
 	nvme_queue_create(device, NVME_MEMCPY_QUEUE);
-	nvme_queue_create(device, NVME_MSI_QUEUE);
 }
 
 static void nvme_init_sizes(struct vfio_pci_device *device)
@@ -381,7 +394,8 @@ static void nvme_init_sizes(struct vfio_pci_device *device)
 
 	data = nvme_identify(device, NVME_CNS_CONTROLLER, 0);
 	mdts = *(u8 *)(data + NVME_ID_CTRL_MDTS);
-	if (mdts)
+	/* More than a PRP list holds is no limit */
+	if (mdts && mdts < 32)
 		nvme->max_transfer = min(nvme->max_transfer, nvme->page_size << mdts);
 
 	data = nvme_identify(device, NVME_CNS_NAMESPACE, 1);
@@ -392,7 +406,7 @@ static void nvme_init_sizes(struct vfio_pci_device *device)
 
 	VFIO_ASSERT_GT(nr_blocks, 0, "nvme: There is no namespace 1\n");
 	VFIO_ASSERT_EQ(NVME_LBAF_MS(lbaf), 0, "nvme: Namespace 1 has metadata\n");
-	VFIO_ASSERT_LE(1UL << NVME_LBAF_DS(lbaf), nvme->page_size,
+	VFIO_ASSERT_LE(1UL << NVME_LBAF_DS(lbaf), nvme->max_transfer,
 		       "nvme: The blocks of namespace 1 are too large\n");
 
 	nvme->block_size = 1U << NVME_LBAF_DS(lbaf);
@@ -419,7 +433,7 @@ static void nvme_init(struct vfio_pci_device *device)
 	nvme->pages = region->vaddr + offset;
 
 	VFIO_ASSERT_LE(offset + NVME_NR_PAGES * nvme->page_size, region->size);
-	VFIO_ASSERT_LE(NVME_CQ_DOORBELL(NVME_NR_QUEUES, NVME_CAP_DSTRD(nvme->cap)),
+	VFIO_ASSERT_LE(NVME_CQ_DOORBELL(NVME_MEMCPY_QUEUE, NVME_CAP_DSTRD(nvme->cap)) + sizeof(u32),
 		       device->bars[0].info.size);
 
 	/* If it was left enabled, then no DMA before it is disabled */
@@ -431,14 +445,9 @@ static void nvme_init(struct vfio_pci_device *device)
 			       PCI_COMMAND_MASTER |
 			       PCI_COMMAND_INTX_DISABLE);
 
-	/* Several MSIs take an IOMMU on x86. Vector 0 is shared with the admin queue. */
-	if (device->msix_info.count) {
-		nvme->irq_index = VFIO_PCI_MSIX_IRQ_INDEX;
-		device->driver.msi = device->msix_info.count > 1;
-	} else {
-		nvme->irq_index = VFIO_PCI_MSI_IRQ_INDEX;
-		device->driver.msi = 0;
-	}
+	nvme->irq_index = device->msix_info.count ? VFIO_PCI_MSIX_IRQ_INDEX :
+						    VFIO_PCI_MSI_IRQ_INDEX;
+	device->driver.msi = 0;
 
 	/* QEMU's controller looks for the vector when a queue is created */
 	vfio_pci_irq_enable(device, nvme->irq_index, device->driver.msi, 1);
@@ -512,43 +521,49 @@ static int nvme_set_prps(struct vfio_pci_device *device, struct nvme_sqe *cmd,
 	return 0;
 }
 
-static int nvme_submit_rw(struct vfio_pci_device *device, int qid, u8 opcode,
-			  iova_t iova, u64 slba, u64 len)
-{
-	struct nvme_state *nvme = to_nvme_state(device);
-	struct nvme_sqe cmd = {
-		.opcode = opcode,
-		.nsid = 1,
-		.cdw10 = slba,
-		.cdw11 = slba >> 32,
-		.cdw12 = len / nvme->block_size - 1,
-	};
-	int r;
-
-	r = nvme_set_prps(device, &cmd, iova, len);
-	if (!r)
-		nvme_submit(device, qid, &cmd);
-
-	return r;
-}
-
 /* Writes the next part of the source, or reads it to the destination */
 static int nvme_memcpy_submit(struct vfio_pci_device *device, u8 opcode)
 {
 	struct nvme_state *nvme = to_nvme_state(device);
 	iova_t iova = opcode == NVME_CMD_WRITE ? nvme->src : nvme->dst;
+	struct nvme_sqe cmd = { .opcode = opcode, .nsid = 1 };
+	u64 slba = nvme->offset / nvme->block_size;
+	int r;
 
 	nvme->opcode = opcode;
 	nvme->len = min(nvme->size - nvme->offset, nvme->max_transfer);
 
-	return nvme_submit_rw(device, NVME_MEMCPY_QUEUE, opcode, iova + nvme->offset,
-			      nvme->offset / nvme->block_size, nvme->len);
+	cmd.cdw10 = slba;
+	cmd.cdw11 = slba >> 32;
+	cmd.cdw12 = nvme->len / nvme->block_size - 1;
+	r = nvme_set_prps(device, &cmd, iova + nvme->offset, nvme->len);
+	if (!r)
+		nvme_submit(device, NVME_MEMCPY_QUEUE, &cmd);
+
+	return r;
+}
+
+/* Can the device be told where all of the range is? With an IOMMU it always can. */
+static int nvme_check_range(struct vfio_pci_device *device, iova_t iova, u64 size)
+{
+	u64 addr, contiguous, offset;
+	int r;
+
+	for (offset = 0; offset < size; offset += contiguous) {
+		r = __iommu_dma_addr(device->iommu, iova + offset, size - offset,
+				     &addr, &contiguous);
+		if (r)
+			return r;
+	}
+
+	return 0;
 }
 
 static void nvme_memcpy_start(struct vfio_pci_device *device,
 			      iova_t src, iova_t dst, u64 size, u64 count)
 {
 	struct nvme_state *nvme = to_nvme_state(device);
+	int r;
 
 	nvme->src = src;
 	nvme->dst = dst;
@@ -563,7 +578,14 @@ static void nvme_memcpy_start(struct vfio_pci_device *device,
 		return;
 	}
 
-	device->driver.memcpy_error = nvme_memcpy_submit(device, NVME_CMD_WRITE);
+	/* Nothing is started that could not be finished */
+	r = nvme_check_range(device, src, size);
+	if (!r)
+		r = nvme_check_range(device, dst, size);
+	if (!r)
+		r = nvme_memcpy_submit(device, NVME_CMD_WRITE);
+
+	device->driver.memcpy_error = r;
 }
 
 static int nvme_memcpy_wait(struct vfio_pci_device *device)
@@ -601,17 +623,14 @@ static int nvme_memcpy_wait(struct vfio_pci_device *device)
 	}
 }
 
-/* A Read of one block, from the queue that interrupts */
+/* An Identify, whose interrupt is left to be read */
 static void nvme_send_msi(struct vfio_pci_device *device)
 {
-	struct nvme_state *nvme = to_nvme_state(device);
-	iova_t iova = to_iova(device, nvme_page(nvme, NVME_PAGE_DATA));
+	struct nvme_sqe cmd = nvme_identify_cmd(device, NVME_CNS_CONTROLLER, 0);
 	int r;
 
-	r = nvme_submit_rw(device, NVME_MSI_QUEUE, NVME_CMD_READ, iova, 0, nvme->block_size);
-	VFIO_ASSERT_EQ(r, 0);
-
-	r = nvme_complete(device, NVME_MSI_QUEUE);
+	nvme_submit(device, NVME_ADMIN_QUEUE, &cmd);
+	r = nvme_complete(device, NVME_ADMIN_QUEUE);
 	VFIO_ASSERT_EQ(r, 0);
 }
 
