@@ -13,9 +13,7 @@ FIXTURE(noiommu)
 	int fd;
 	uint32_t ioas;
 	struct mock dev;
-	long long pinned;
-	long long accounted;
-	long long tables;
+	struct held held;
 };
 
 FIXTURE_VARIANT(noiommu)
@@ -32,36 +30,17 @@ FIXTURE_SETUP(noiommu)
 {
 	int rc;
 
-	PAGE_SIZE = sysconf(_SC_PAGESIZE);
-	self->fd = -1;
-	if (PAGE_SIZE != PAGE)
-		SKIP(return, "written for pages of 4K");
-	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	ASSERT_LE(0, self->fd);
-	self->pinned = pinned_pages();
-	self->tables = table_pages();
-	self->accounted = accounted();
-	ASSERT_EQ(0, ioas_alloc(self->fd, &self->ioas));
-	rc = mock_noiommu(self->fd, self->ioas, &self->dev);
-	if (rc == ENOTTY || rc == EOPNOTSUPP) {
-		close(self->fd);
-		self->fd = -1;
-		SKIP(return, "no CONFIG_IOMMUFD_TEST, or no noiommu here");
-	}
+	self->held = held_now();
+	rc = mock_setup(&self->fd, &self->ioas, &self->dev, variant->limit);
+	if (rc == ENOTTY || rc == EOPNOTSUPP)
+		SKIP(return, "no CONFIG_IOMMUFD_TEST, noiommu or pages of 4K");
 	ASSERT_EQ(0, rc);
-	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, variant->limit));
 }
 
+/* Whatever a test did and left behind, nothing is lost */
 FIXTURE_TEARDOWN(noiommu)
 {
-	if (self->fd < 0)
-		return;
-	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, 65536));
-	close(self->fd);
-	/* Whatever a test did and left behind, nothing is lost */
-	EXPECT_EQ(self->pinned, pinned_pages());
-	EXPECT_EQ(self->accounted, accounted());
-	EXPECT_EQ(self->tables, table_pages());
+	mock_teardown(_metadata, self->fd, &self->held);
 }
 
 #define check_ioas(ioas, va, iova, size) \
@@ -102,7 +81,7 @@ TEST_F(noiommu, explicit_hwpts)
 					&hwpt[i]));
 		EXPECT_NE(self->dev.hwpt, hwpt[i]);
 		/* All of them map the IOAS, which is pinned once */
-		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 	}
 	/* Made for one device, good for another */
 	ASSERT_EQ(0, mock_noiommu(self->fd, hwpt[1], &second));
@@ -120,7 +99,7 @@ TEST_F(noiommu, explicit_hwpts)
 	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
 	ASSERT_EQ(0, destroy(self->fd, hwpt[2]));
 	EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, self->ioas, IOVA));
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 
 	/* Without a device there is nobody to make a HWPT for */
 	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
@@ -208,7 +187,7 @@ TEST_F(noiommu, failed_replace_changes_nothing)
 	/* Neither of the two that were not replaced has an IOAS of its own */
 	ASSERT_EQ(0, destroy(self->fd, second.stdev));
 	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
-	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 }
 
 /*
@@ -241,13 +220,13 @@ TEST_F(noiommu, mixed_ioas_in_either_order)
 		}
 		/* A domain of its own kind for each, pinned once */
 		EXPECT_NE(dev[0].hwpt, dev[1].hwpt);
-		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 		check_ioas(ioas, va, IOVA, 16 * PAGE);
 		EXPECT_EQ(0, mock_maps(self->fd, dev[1].hwpt, IOVA, va, 16 * PAGE));
 
 		/* The answer goes with the noiommu device only */
 		ASSERT_EQ(0, destroy(self->fd, dev[leaves].stdev));
-		EXPECT_EQ(self->pinned + 16, pinned_pages());
+		EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 		if (leaves) {
 			check_ioas(ioas, va, IOVA, 16 * PAGE);
 		} else {
@@ -257,7 +236,7 @@ TEST_F(noiommu, mixed_ioas_in_either_order)
 		}
 		ASSERT_EQ(0, destroy(self->fd, dev[!leaves].stdev));
 		EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
-		EXPECT_EQ(self->pinned, pinned_pages());
+		EXPECT_EQ(self->held.pinned, pinned_pages());
 		ASSERT_EQ(0, destroy(self->fd, ioas));
 	}
 }
@@ -347,7 +326,7 @@ TEST_F(noiommu, access_pins_the_same_area)
 		/* The second time with the access first */
 		if (first) {
 			ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
-			EXPECT_EQ(self->pinned, pinned_pages());
+			EXPECT_EQ(self->held.pinned, pinned_pages());
 		}
 		ASSERT_EQ(0, access_pin(self->fd, access, IOVA, va, 64 * PAGE,
 					&whole));
@@ -363,19 +342,19 @@ TEST_F(noiommu, access_pins_the_same_area)
 		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
 		/* The device goes, and leaves the access what it has pinned */
 		ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
-		EXPECT_EQ(self->pinned + 7, pinned_pages());
+		EXPECT_EQ(self->held.pinned + 7, pinned_pages());
 		ASSERT_EQ(0, access_pin(self->fd, access, IOVA + 5 * PAGE,
 					va + 5 * PAGE, 7 * PAGE, &whole));
 		ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, whole));
 		ASSERT_EQ(0, mock_noiommu(self->fd, self->ioas, &self->dev));
 		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
 		ASSERT_EQ(0, _test_cmd_destroy_access_pages(self->fd, access, part));
-		EXPECT_EQ(self->pinned + 64, pinned_pages());
+		EXPECT_EQ(self->held.pinned + 64, pinned_pages());
 	}
 	/* An unmap takes the access's pins with it */
 	ASSERT_EQ(0, access_pin(self->fd, access, IOVA, va, 64 * PAGE, &whole));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 64 * PAGE));
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 	EXPECT_EQ(-1, _test_cmd_destroy_access_pages(self->fd, access, whole));
 	close(access);
 }
@@ -409,7 +388,7 @@ TEST_F(noiommu, access_beside_both_domains)
 		check_ioas(self->ioas, va, IOVA, 64 * PAGE);
 		ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
 	}
-	EXPECT_EQ(self->pinned + 64, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 64, pinned_pages());
 	close(access);
 }
 
@@ -462,7 +441,7 @@ TEST_F(noiommu, copy_between_ioases)
 	/* Within one */
 	ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + 2 * HUGE_PAGE, other,
 			       IOVA + 3 * PAGE, 16 * PAGE));
-	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 	/* The first goes; the copies keep the pages */
 	ASSERT_EQ(0, destroy(self->fd, self->dev.stdev));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 16 * PAGE));
@@ -472,11 +451,11 @@ TEST_F(noiommu, copy_between_ioases)
 	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA + 3 * PAGE, va, 16 * PAGE));
 	EXPECT_EQ(0, mock_maps(self->fd, iommu.hwpt, IOVA + HUGE_PAGE, va + 2 * PAGE,
 			       9 * PAGE));
-	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 3 * PAGE, 16 * PAGE));
 	ASSERT_EQ(0, ioas_unmap(self->fd, other, IOVA + 2 * HUGE_PAGE, 16 * PAGE));
 	check_ioas(other, va + 2 * PAGE, IOVA + HUGE_PAGE, 9 * PAGE);
-	EXPECT_EQ(self->pinned + 9, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 9, pinned_pages());
 }
 
 /* From an IOAS that no noiommu domain holds, with an IOMMU and with nothing */
@@ -493,7 +472,7 @@ TEST_F(noiommu, copy_from_elsewhere)
 	ASSERT_EQ(0, ioas_map(self->fd, iommus, va, 16 * PAGE, IOVA, MAP_RW));
 	ASSERT_EQ(0, ioas_map(self->fd, nobodys, va, 16 * PAGE, IOVA, MAP_RW));
 	ASSERT_EQ(0, ioas_copy(self->fd, self->ioas, IOVA, iommus, IOVA, 16 * PAGE));
-	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
 	ASSERT_EQ(0, ioas_copy(self->fd, self->ioas, IOVA + HUGE_PAGE, nobodys,
 			       IOVA + PAGE, 15 * PAGE));
@@ -503,7 +482,7 @@ TEST_F(noiommu, copy_from_elsewhere)
 	ASSERT_EQ(0, ioas_unmap(self->fd, iommus, 0, ULLONG_MAX));
 	check_ioas(self->ioas, va, IOVA, 16 * PAGE);
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 }
 
 TEST_F(noiommu, unmap_while_attached)
@@ -519,7 +498,7 @@ TEST_F(noiommu, unmap_while_attached)
 	/* Not a part of an area, but any number of whole ones */
 	EXPECT_EQ(ENOENT, ioas_unmap(self->fd, self->ioas, IOVA, 7 * PAGE));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA + 8 * PAGE, 16 * PAGE));
-	EXPECT_EQ(self->pinned + 16, pinned_pages());
+	EXPECT_EQ(self->held.pinned + 16, pinned_pages());
 	for (i = 0; i < 32; i++)
 		EXPECT_EQ(i >= 8 && i < 24 ? ENOENT : 0,
 			  get_pa_errno(self->fd, self->ioas, IOVA + i * PAGE));
@@ -528,8 +507,8 @@ TEST_F(noiommu, unmap_while_attached)
 			      MAP_RW));
 	check_ioas(self->ioas, va, IOVA + 8 * PAGE, 16 * PAGE);
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, 0, ULLONG_MAX));
-	EXPECT_EQ(self->pinned, pinned_pages());
-	EXPECT_EQ(self->accounted, accounted());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
+	EXPECT_EQ(self->held.accounted, accounted());
 }
 
 /* IOVAs whose tables are there already, or partly, or not */
@@ -548,7 +527,7 @@ TEST_F(noiommu, map_and_unmap_again)
 		ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, iova, (i + 1) * PAGE));
 		EXPECT_EQ(ENOENT, get_pa_errno(self->fd, self->ioas, iova));
 	}
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 }
 
 /*
@@ -601,7 +580,7 @@ TEST_F(noiommu, huge_pages_option_off)
 	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, huge, HUGE_PAGE, IOVA, MAP_RW));
 	tables = table_pages() - tables;
 	ASSERT_EQ(0, ioas_map(self->fd, small, huge, HUGE_PAGE, IOVA, MAP_RW));
-	EXPECT_EQ(self->tables + 2 + 2 * tables + 1, table_pages());
+	EXPECT_EQ(self->held.tables + 2 + 2 * tables + 1, table_pages());
 	check_ioas(small, huge, IOVA, HUGE_PAGE);
 	/* Entries of a page each are one contiguous run all the same */
 	ASSERT_EQ(0, get_pa(self->fd, small, IOVA, &length, &phys));
@@ -656,7 +635,7 @@ TEST_F(noiommu, dmabuf)
 			    &again));
 	EXPECT_EQ(phys + 5 * PAGE + 7, again);
 	/* It is not pinned memory of the process */
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 
 	/* Its owner takes it back. There is no address any more */
 	ASSERT_EQ(0, _test_cmd_revoke_dmabuf(self->fd, fd, true));
@@ -964,7 +943,7 @@ TEST_F(noiommu, killed_with_everything_open)
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFSIGNALED(status));
-	EXPECT_EQ(self->pinned, pinned_pages());
+	EXPECT_EQ(self->held.pinned, pinned_pages());
 	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, self->fd);
 }

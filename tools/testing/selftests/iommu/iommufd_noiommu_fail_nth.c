@@ -19,9 +19,7 @@ FIXTURE(fail_nth)
 	uint32_t ioas;
 	struct mock dev;
 	char *va;
-	long long pinned;
-	long long accounted;
-	long long tables;
+	struct held held;
 };
 
 FIXTURE_VARIANT(fail_nth)
@@ -37,47 +35,28 @@ FIXTURE_SETUP(fail_nth)
 {
 	int rc;
 
-	PAGE_SIZE = sysconf(_SC_PAGESIZE);
-	self->fd = -1;
-	if (PAGE_SIZE != PAGE)
-		SKIP(return, "written for pages of 4K");
 	self->proc = fail_nth_open();
 	if (self->proc < 0)
 		SKIP(return, "no fault injection (FAILSLAB, FAIL_PAGE_ALLOC, debugfs)");
 	self->va = anon(64 * PAGE, 0);
 	touch_scattered(self->va, 64 * PAGE);
-	self->pinned = pinned_pages();
-	self->tables = table_pages();
-	self->accounted = accounted();
-	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	ASSERT_LE(0, self->fd);
-	ASSERT_EQ(0, ioas_alloc(self->fd, &self->ioas));
-	rc = mock_noiommu(self->fd, self->ioas, &self->dev);
-	if (rc == ENOTTY || rc == EOPNOTSUPP) {
-		close(self->fd);
-		self->fd = -1;
-		SKIP(return, "no CONFIG_IOMMUFD_TEST, or no noiommu here");
-	}
+	self->held = held_now();
+	rc = mock_setup(&self->fd, &self->ioas, &self->dev, variant->limit);
+	if (rc == ENOTTY || rc == EOPNOTSUPP)
+		SKIP(return, "no CONFIG_IOMMUFD_TEST, noiommu or pages of 4K");
 	ASSERT_EQ(0, rc);
-	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, variant->limit));
 }
 
 FIXTURE_TEARDOWN(fail_nth)
 {
-	if (self->fd < 0)
-		return;
-	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(self->fd, 65536));
-	close(self->fd);
-	EXPECT_EQ(self->pinned, pinned_pages());
-	EXPECT_EQ(self->accounted, accounted());
-	EXPECT_EQ(self->tables, table_pages());
+	mock_teardown(_metadata, self->fd, &self->held);
 }
 
 /* So many pages pinned, and as many accounted */
 static bool pins_are(struct _test_data_fail_nth *self, int pages)
 {
-	long long pinned = pinned_pages() - self->pinned;
-	long long charged = (accounted() - self->accounted) * 1024 / PAGE;
+	long long pinned = pinned_pages() - self->held.pinned;
+	long long charged = (accounted() - self->held.accounted) * 1024 / PAGE;
 
 	if (pinned == pages && charged == pages)
 		return true;

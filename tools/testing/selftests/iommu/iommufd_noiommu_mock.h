@@ -118,10 +118,63 @@ static inline int ioas_disable_huge_pages(int fd, uint32_t ioas)
 	return ERRNO_OF(ioctl(fd, IOMMU_OPTION, &option));
 }
 
+/*
+ * An iommufd with an IOAS, and a device without an IOMMU attached to it, with
+ * batches of PFNs of so many bytes. The errno; EOPNOTSUPP and ENOTTY mean that
+ * the kernel or the machine has no such thing.
+ */
+static inline int mock_setup(int *fd, uint32_t *ioas, struct mock *dev,
+			     unsigned int limit)
+{
+	int rc = 0;
+
+	PAGE_SIZE = sysconf(_SC_PAGESIZE);
+	if (PAGE_SIZE != PAGE)
+		rc = EOPNOTSUPP;
+	*fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (*fd < 0)
+		return errno;
+	rc = rc ?: ioas_alloc(*fd, ioas);
+	rc = rc ?: mock_noiommu(*fd, *ioas, dev);
+	rc = rc ?: ERRNO_OF(_test_ioctl_set_temp_memory_limit(*fd, limit));
+	if (rc)
+		close(*fd);
+	return rc;
+}
+
 /* Kilobytes that the process is charged for */
 static inline long long accounted(void)
 {
 	return read_field("/proc/self/status", "VmPin:");
+}
+
+/* What has to be given back */
+struct held {
+	long long pinned;
+	long long accounted;
+	long long tables;
+};
+
+static inline struct held held_now(void)
+{
+	return (struct held) {
+		.pinned = pinned_pages(),
+		.accounted = accounted(),
+		.tables = table_pages(),
+	};
+}
+
+static inline void mock_teardown(struct __test_metadata *_metadata, int fd,
+				 const struct held *before)
+{
+	struct held after;
+
+	ASSERT_EQ(0, _test_ioctl_set_temp_memory_limit(fd, 65536));
+	close(fd);
+	after = held_now();
+	EXPECT_EQ(before->pinned, after.pinned);
+	EXPECT_EQ(before->accounted, after.accounted);
+	EXPECT_EQ(before->tables, after.tables);
 }
 
 #endif
