@@ -123,6 +123,23 @@ TEST_F(dma, offsets_and_sizes)
 	EXPECT_TRUE(copies(self, PAGE + 4, 2 * PAGE - 4, self->max));
 }
 
+/* Not every device can have an address that is no multiple of 4: right, or not at all */
+TEST_F(dma, odd_offsets)
+{
+	unsigned int odd;
+
+	for (odd = 1; odd < 4; odd++) {
+		if (!copy(self, PAGE, PAGE + odd, 2 * PAGE))
+			memcpy(self->expected + PAGE, self->src.vaddr + PAGE + odd,
+			       2 * PAGE);
+		EXPECT_EQ(0, memcmp(self->dst.vaddr, self->expected, SZ_2M));
+		if (!copy(self, PAGE + odd, PAGE, 2 * PAGE))
+			memcpy(self->expected + PAGE + odd, self->src.vaddr + PAGE,
+			       2 * PAGE);
+		EXPECT_EQ(0, memcmp(self->dst.vaddr, self->expected, SZ_2M));
+	}
+}
+
 /* What can't be copied is refused, and nothing of it is done */
 TEST_F(dma, refused)
 {
