@@ -146,6 +146,7 @@ TEST_F(dma, refused)
 	/* Ends, and starts, where nothing is mapped */
 	EXPECT_NE(0, copy(self, PAGE, SZ_2M - PAGE, 2 * PAGE));
 	EXPECT_NE(0, copy(self, SZ_2M - PAGE, PAGE, 2 * PAGE));
+	EXPECT_NE(0, copy(self, SZ_2M - self->max + PAGE, PAGE, self->max));
 	EXPECT_NE(0, copy(self, SZ_2M, PAGE, PAGE));
 	EXPECT_NE(0, copy(self, PAGE, SZ_2M, PAGE));
 	EXPECT_EQ(0, memcmp(self->dst.vaddr, self->expected, SZ_2M));
