@@ -247,10 +247,13 @@ TEST_F(noiommu, mixed_ioas_has_the_iommus_iovas)
 	struct mock iommu;
 
 	touch_scattered(va, 16 * PAGE);
+	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
 	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
 	EXPECT_FALSE(all_iovas_allowed(self->fd, self->ioas));
 	EXPECT_NE(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
 			      MOCK_APERTURE_LAST + 1UL, MAP_RW));
+	EXPECT_NE(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+			      MOCK_APERTURE_START - PAGE, MAP_RW));
 	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
 	/* Without it the noiommu device maps what the IOMMU can't. It stays out. */
 	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
@@ -882,38 +885,6 @@ TEST_F(noiommu, hw_info)
 	info.flags = IOMMU_HW_INFO_FLAG_INPUT_TYPE;
 	info.in_data_type = IOMMU_HW_INFO_TYPE_SELFTEST;
 	EXPECT_EQ(EOPNOTSUPP, ERRNO_OF(ioctl(self->fd, IOMMU_GET_HW_INFO, &info)));
-}
-
-/*
- * Ends
- */
-TEST_F(noiommu, reserved_iovas_are_the_iommus)
-{
-	struct iommu_iova_range range[4];
-	struct iommu_ioas_iova_ranges ranges = {
-		.size = sizeof(ranges),
-		.ioas_id = self->ioas,
-		.num_iovas = ARRAY_SIZE(range),
-		.allowed_iovas = (uintptr_t)range,
-	};
-	struct mock iommu;
-
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
-	EXPECT_EQ(1, ranges.num_iovas);
-	EXPECT_EQ(0, range[0].start);
-	EXPECT_EQ(ULONG_MAX, range[0].last);
-	/* The IOMMU's aperture holds while a device behind it is attached */
-	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
-	ranges.num_iovas = ARRAY_SIZE(range);
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
-	EXPECT_EQ(1, ranges.num_iovas);
-	EXPECT_EQ(MOCK_APERTURE_START, range[0].start);
-	EXPECT_EQ(MOCK_APERTURE_LAST, range[0].last);
-	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
-	ranges.num_iovas = ARRAY_SIZE(range);
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
-	EXPECT_EQ(0, range[0].start);
-	EXPECT_EQ(ULONG_MAX, range[0].last);
 }
 
 TEST_F(noiommu, killed_with_everything_open)

@@ -37,22 +37,6 @@ static inline int mock_replace(int fd, struct mock *mock, uint32_t pt_id)
 						      &mock->hwpt));
 }
 
-static inline int ioas_copy(int fd, uint32_t dst_ioas, uint64_t dst,
-			    uint32_t src_ioas, uint64_t src, uint64_t length)
-{
-	struct iommu_ioas_copy copy = {
-		.size = sizeof(copy),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
-		.dst_ioas_id = dst_ioas,
-		.dst_iova = dst,
-		.src_ioas_id = src_ioas,
-		.src_iova = src,
-		.length = length,
-	};
-
-	return ERRNO_OF(ioctl(fd, IOMMU_IOAS_COPY, &copy));
-}
-
 /* Pin what is mapped at an IOVA as a driver without DMA of its own does */
 static inline int access_pin(int fd, uint32_t access, uint64_t iova, void *va,
 			     size_t size, uint32_t *id)
@@ -89,33 +73,6 @@ static inline int mock_maps(int fd, uint32_t hwpt, uint64_t iova, void *va,
 	};
 
 	return ERRNO_OF(ioctl(fd, IOMMU_TEST_CMD, &cmd));
-}
-
-/* The IOVAs that may be mapped are all there are, as without an IOMMU */
-static inline bool all_iovas_allowed(int fd, uint32_t ioas)
-{
-	struct iommu_iova_range range = {};
-	struct iommu_ioas_iova_ranges ranges = {
-		.size = sizeof(ranges),
-		.ioas_id = ioas,
-		.num_iovas = 1,
-		.allowed_iovas = (uintptr_t)&range,
-	};
-
-	return !ioctl(fd, IOMMU_IOAS_IOVA_RANGES, &ranges) &&
-	       !range.start && range.last == UINT64_MAX;
-}
-
-static inline int ioas_disable_huge_pages(int fd, uint32_t ioas)
-{
-	struct iommu_option option = {
-		.size = sizeof(option),
-		.option_id = IOMMU_OPTION_HUGE_PAGES,
-		.op = IOMMU_OPTION_OP_SET,
-		.object_id = ioas,
-	};
-
-	return ERRNO_OF(ioctl(fd, IOMMU_OPTION, &option));
 }
 
 /*

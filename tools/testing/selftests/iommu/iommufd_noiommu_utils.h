@@ -189,6 +189,49 @@ static inline int ioas_unmap(int iommufd, uint32_t ioas, uint64_t iova,
 	return ERRNO_OF(ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap));
 }
 
+static inline int ioas_copy(int fd, uint32_t dst_ioas, uint64_t dst,
+			    uint32_t src_ioas, uint64_t src, uint64_t length)
+{
+	struct iommu_ioas_copy copy = {
+		.size = sizeof(copy),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
+		.dst_ioas_id = dst_ioas,
+		.dst_iova = dst,
+		.src_ioas_id = src_ioas,
+		.src_iova = src,
+		.length = length,
+	};
+
+	return ERRNO_OF(ioctl(fd, IOMMU_IOAS_COPY, &copy));
+}
+
+/* The IOVAs that may be mapped are all there are, as without an IOMMU */
+static inline bool all_iovas_allowed(int fd, uint32_t ioas)
+{
+	struct iommu_iova_range range = {};
+	struct iommu_ioas_iova_ranges ranges = {
+		.size = sizeof(ranges),
+		.ioas_id = ioas,
+		.num_iovas = 1,
+		.allowed_iovas = (uintptr_t)&range,
+	};
+
+	return !ioctl(fd, IOMMU_IOAS_IOVA_RANGES, &ranges) &&
+	       !range.start && range.last == UINT64_MAX;
+}
+
+static inline int ioas_disable_huge_pages(int fd, uint32_t ioas)
+{
+	struct iommu_option option = {
+		.size = sizeof(option),
+		.option_id = IOMMU_OPTION_HUGE_PAGES,
+		.op = IOMMU_OPTION_OP_SET,
+		.object_id = ioas,
+	};
+
+	return ERRNO_OF(ioctl(fd, IOMMU_OPTION, &option));
+}
+
 static inline int get_pa(int iommufd, uint32_t ioas, uint64_t iova,
 			 uint64_t *length, uint64_t *phys)
 {

@@ -748,20 +748,13 @@ TEST_F(noiommu, get_pa_shared_and_read_only)
 
 TEST_F(noiommu, get_pa_without_large_pages)
 {
-	struct iommu_option option = {
-		.size = sizeof(option),
-		.option_id = IOMMU_OPTION_HUGE_PAGES,
-		.op = IOMMU_OPTION_OP_SET,
-		.object_id = self->ioas,
-		.val64 = 0,
-	};
 	uint32_t hwpt;
 	char *va;
 
 	va = anon_huge(HUGE_PAGE);
 	if (!va)
 		SKIP(return, "no huge pages");
-	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_OPTION, &option));
+	ASSERT_EQ(0, ioas_disable_huge_pages(self->iommufd, self->ioas));
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, HUGE_PAGE, IOVA, MAP_RW));
 	check_pas(_metadata, self->iommufd, self->ioas, va, IOVA, HUGE_PAGE);
@@ -859,36 +852,28 @@ TEST_F(noiommu, no_iova_is_reserved)
 
 TEST_F(noiommu, unmap_and_copy_while_attached)
 {
-	struct iommu_ioas_copy copy = {
-		.size = sizeof(copy),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | MAP_RW,
-		.src_ioas_id = self->ioas,
-		.length = 16 * PAGE,
-		.dst_iova = 5 * HUGE_PAGE,
-		.src_iova = IOVA,
-	};
+	const uint64_t dst = 5 * HUGE_PAGE;
 	char *va = anon(16 * PAGE, 0);
 	uint64_t length, phys;
-	uint32_t hwpt, other;
+	uint32_t hwpt, hwpt2, other;
 
 	touch_scattered(va, 16 * PAGE);
 	ASSERT_EQ(0, attach_hwpt(self, &hwpt));
 	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas, va, 16 * PAGE, IOVA, MAP_RW));
-	ASSERT_EQ(0, ioas_alloc(self->iommufd, &copy.dst_ioas_id));
-	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, copy.dst_ioas_id, 0,
-				&other));
-	ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_IOAS_COPY, &copy));
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &other));
+	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, other, 0, &hwpt2));
+	ASSERT_EQ(0, ioas_copy(self->iommufd, other, dst, self->ioas, IOVA,
+			       16 * PAGE));
 	/* Pinned once for both */
 	EXPECT_EQ(self->pinned + 16, pinned_pages());
 
 	ASSERT_EQ(0, ioas_unmap(self->iommufd, self->ioas, IOVA, 16 * PAGE));
 	EXPECT_EQ(ENOENT, get_pa_errno(self->iommufd, self->ioas, IOVA));
 	length = PAGE;
-	ASSERT_EQ(0, get_pa(self->iommufd, copy.dst_ioas_id,
-			    copy.dst_iova + 7 * PAGE, &length, &phys));
+	ASSERT_EQ(0, get_pa(self->iommufd, other, dst + 7 * PAGE, &length, &phys));
 	EXPECT_EQ(pagemap_pa(va + 7 * PAGE), phys);
 	EXPECT_EQ(self->pinned + 16, pinned_pages());
-	ASSERT_EQ(0, ioas_unmap(self->iommufd, copy.dst_ioas_id, 0, ULLONG_MAX));
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, other, 0, ULLONG_MAX));
 	EXPECT_EQ(self->pinned, pinned_pages());
 }
 
