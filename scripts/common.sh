@@ -16,10 +16,13 @@ die()
 	exit 1
 }
 
+# Is it the series, whole? There is none for a base without patches/$base
+patched() { [ -z "${VARIANT:-}" ] && [ -d "$top/patches/$base" ]; }
+
 # The files that are wholly ours, by their in-tree path
 our_files()
 {
-	[ -n "${VARIANT:-}" ] || (cd "$top" && find Documentation drivers include \
+	! patched || (cd "$top" && find Documentation drivers include \
 		samples tools -type f 2>/dev/null | sort)
 }
 

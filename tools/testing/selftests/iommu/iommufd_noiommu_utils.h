@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Calls of iommufd, memory of every kind and where it is physically, for the
- * tests of devices without an IOMMU. Include kselftest_harness.h first.
+ * tests of devices without an IOMMU. Include kselftest_harness.h first, or
+ * kselftest.h for what asserts nothing.
  */
 #ifndef __IOMMUFD_NOIOMMU_UTILS_H
 #define __IOMMUFD_NOIOMMU_UTILS_H
@@ -342,6 +343,7 @@ static inline void touch_scattered(char *va, size_t size)
 	}
 }
 
+#ifdef __KSELFTEST_HARNESS_H
 /*
  * Every page of [va, va + size), mapped at iova, against pagemap; then the whole
  * in as few calls as it takes: each run has to be contiguous, and the longest.
@@ -391,6 +393,7 @@ static inline void check_pas(struct __test_metadata *_metadata, int iommufd,
 			ASSERT_NE(pagemap_pa(va + offset + length), phys + length);
 	}
 }
+#endif
 
 /*
  * Fault injection: Documentation/fault-injection/fault-injection.rst,
