@@ -13,20 +13,19 @@ struct pt_read_runs_args {
 	pt_vaddr_t va;
 	pt_oaddr_t oa;
 	pt_vaddr_t len;
-	size_t taken;
 	unsigned int tables_left;
 };
 
-static bool pass_on_run(struct pt_read_runs_args *runs)
+static bool pass_on_run(const struct pt_read_runs_args *runs)
 {
-	if (!runs->len)
-		return true;
-	if (!runs->fn(runs->arg, runs->va, runs->oa, runs->len))
-		return false;
-	runs->taken += runs->len;
-	return true;
+	return !runs->len ||
+	       runs->fn(runs->arg, runs->va, runs->oa, runs->len);
 }
 
+/*
+ * There are no holes to skip, so that range->va can follow the walk by adding
+ * up what was found, and index and end of a table are made from it.
+ */
 static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 					  unsigned int level,
 					  struct pt_table_p *table,
@@ -36,15 +35,18 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 	struct pt_read_runs_args *runs = arg;
 	int ret;
 
-	for_each_pt_level_entry(&pts) {
-		pt_vaddr_t va = range->va;
-		pt_vaddr_t last;
+	pts.index = pt_range_to_index(&pts);
+	do {
+		unsigned int oasz_lg2;
+		pt_vaddr_t len;
 		pt_oaddr_t oa;
 
+		pts.type = pt_load_entry_raw(&pts);
 		if (pts.type == PT_ENTRY_TABLE) {
 			if (!runs->tables_left)
 				return -EAGAIN;
 			runs->tables_left--;
+			pts.table_lower = pt_table_ptr(&pts);
 			ret = pt_descend(&pts, arg, descend_fn);
 			if (ret)
 				return ret;
@@ -54,22 +56,30 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 			return -ENOENT;
 
 		/* The range may start and end inside of an entry */
-		oa = pt_entry_oa_exact(&pts);
-		last = min(log2_set_mod_max(va, pt_entry_oa_lg2sz(&pts)),
-			   range->last_va);
+		oasz_lg2 = pt_entry_oa_lg2sz(&pts);
+		oa = _pt_entry_oa_fast(&pts) | log2_mod(range->va, oasz_lg2);
+		len = min(log2_set_mod_max(range->va, oasz_lg2),
+			  range->last_va) - range->va + 1;
 		if (!runs->len || oa != runs->oa + runs->len) {
-			if (!pass_on_run(runs)) {
-				runs->len = 0;
+			if (!pass_on_run(runs))
 				return -ECANCELED;
-			}
-			runs->va = va;
+			runs->va = range->va;
 			runs->oa = oa;
 			runs->len = 0;
 		}
-		runs->len += last - va + 1;
-	}
+		runs->len += len;
+		range->va += len;
+		if (range->va - 1 == range->last_va)
+			return -ENODATA;
+		/* The top's does not come back to 0, its end ends the range */
+	} while ((pts.index = pt_range_to_index(&pts)) != 0);
 	return 0;
 }
+
+/* Almost all entries are in level 0, so that its loop has no calls even at -Os */
+static __flatten int __read_runs0(struct pt_range *range, void *arg,
+				  unsigned int unused_level,
+				  struct pt_table_p *table);
 PT_MAKE_LEVELS(__read_runs, __do_read_runs);
 
 /* Cut off what is behind the last VA that the table maps now */
@@ -85,9 +95,9 @@ static int clamp_range_to_table(struct pt_range *range)
 	return pt_check_range(range);
 }
 
-static size_t NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
-			    dma_addr_t len, unsigned int max_tables,
-			    pt_iommu_run_fn_t fn, void *arg)
+static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
+			 dma_addr_t len, unsigned int max_tables,
+			 pt_iommu_run_fn_t fn, void *arg)
 {
 	struct pt_read_runs_args runs = {
 		.fn = fn,
@@ -95,16 +105,23 @@ static size_t NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 		.tables_left = max_tables,
 	};
 	struct pt_range range;
+	pt_vaddr_t last_va;
+	int ret;
 
-	if (make_range_no_check(common_from_iommu(iommu_table), &range, iova,
-				len) ||
-	    clamp_range_to_table(&range))
-		return 0;
+	ret = make_range_no_check(common_from_iommu(iommu_table), &range, iova,
+				  len);
+	if (ret)
+		return ret;
+	last_va = range.last_va;
+	if (clamp_range_to_table(&range))
+		return -ENOENT;
 
-	/* Why the walk ended makes no difference to the run before */
-	pt_walk_range(&range, __read_runs, &runs);
-	pass_on_run(&runs);
-	return runs.taken;
+	ret = pt_walk_range(&range, __read_runs, &runs);
+	if (ret == -ECANCELED || !pass_on_run(&runs))
+		return -ECANCELED;
+	if (ret != -ENODATA)
+		return ret;
+	return range.last_va == last_va ? 0 : -ENOENT;
 }
 
 #endif

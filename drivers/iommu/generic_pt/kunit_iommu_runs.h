@@ -13,8 +13,11 @@ struct kunit_run {
 
 struct kunit_runs {
 	unsigned int nr;
+	/* Refuse another one, or stop after the last that fits */
 	unsigned int room;
-	unsigned int refused;
+	bool stop_early;
+	bool stopped;
+	pt_vaddr_t total;
 	struct kunit_run run[8];
 };
 
@@ -23,30 +26,37 @@ static bool kunit_add_run(void *arg, dma_addr_t iova, phys_addr_t paddr,
 {
 	struct kunit_runs *runs = arg;
 
+	/* It had the last word */
+	WARN_ON(runs->stopped);
 	if (runs->nr == runs->room) {
-		runs->refused++;
+		runs->stopped = true;
 		return false;
 	}
 	runs->run[runs->nr++] = (struct kunit_run){ iova, paddr, len };
-	return true;
+	runs->total += len;
+	return !runs->stop_early || runs->nr != runs->room;
 }
 
-static size_t read_runs_limited(struct kunit *test, struct kunit_runs *runs,
-				unsigned int room, pt_vaddr_t va,
-				pt_vaddr_t len, unsigned int max_tables)
+static int __read_runs(struct kunit *test, struct kunit_runs *runs,
+		       pt_vaddr_t va, pt_vaddr_t len, unsigned int max_tables)
 {
 	struct kunit_iommu_priv *priv = test->priv;
 
-	*runs = (struct kunit_runs){ .room = room };
 	return priv->iommu->ops->read_runs(priv->iommu, va, len, max_tables,
 					   kunit_add_run, runs);
 }
 
+/* How many bytes from va on are in runs, of which the first ones are in runs */
 static size_t read_runs(struct kunit *test, struct kunit_runs *runs,
 			pt_vaddr_t va, pt_vaddr_t len)
 {
-	return read_runs_limited(test, runs, ARRAY_SIZE(runs->run), va, len,
-				 UINT_MAX);
+	int ret;
+
+	*runs = (struct kunit_runs){ .room = ARRAY_SIZE(runs->run) };
+	ret = __read_runs(test, runs, va, len, UINT_MAX);
+	KUNIT_ASSERT_EQ(test, ret, runs->total == len ? 0 :
+				   runs->stopped ? -ECANCELED : -ENOENT);
+	return runs->total;
 }
 
 static void check_run(struct kunit *test, const struct kunit_runs *runs,
@@ -170,7 +180,7 @@ static void test_runs_holes(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, read_runs(test, &runs, va, pgsz * 4), 0);
 }
 
-/* The sink has the last word, and what it did not take does not count */
+/* The sink has the last word */
 static void test_runs_stop(struct kunit *test)
 {
 	struct kunit_iommu_priv *priv = test->priv;
@@ -183,16 +193,19 @@ static void test_runs_stop(struct kunit *test)
 	/* Backwards, so that no neighbours are contiguous */
 	for (i = 0; i != 6; i++)
 		do_map(test, va + pgsz * i, oa + pgsz * (6 - i), pgsz);
-	for (i = 0; i != 6; i++) {
-		KUNIT_ASSERT_EQ(test,
-				read_runs_limited(test, &runs, i, va, pgsz * 6,
-						  UINT_MAX),
-				pgsz * i);
-		KUNIT_ASSERT_EQ(test, runs.nr, i);
-		KUNIT_ASSERT_EQ(test, runs.refused, 1);
-		if (i)
-			check_run(test, &runs, i - 1, va + pgsz * (i - 1),
-				  oa + pgsz * (7 - i), pgsz);
+	for (i = 0; i != 12; i++) {
+		runs = (struct kunit_runs){
+			.room = i / 2,
+			.stop_early = i % 2,
+		};
+		KUNIT_ASSERT_EQ(test, __read_runs(test, &runs, va, pgsz * 6,
+						  UINT_MAX), -ECANCELED);
+		KUNIT_ASSERT_EQ(test, runs.nr, i / 2);
+		KUNIT_ASSERT_EQ(test, runs.total, pgsz * (i / 2));
+		if (runs.nr)
+			check_run(test, &runs, runs.nr - 1,
+				  va + pgsz * (runs.nr - 1),
+				  oa + pgsz * (7 - runs.nr), pgsz);
 	}
 	KUNIT_ASSERT_EQ(test, read_runs(test, &runs, va, pgsz * 6), pgsz * 6);
 	KUNIT_ASSERT_EQ(test, runs.nr, 6);
@@ -220,13 +233,15 @@ static void test_runs_max_tables(struct kunit *test)
 
 	check_one_run(test, va + pgsz, oa, len - pgsz, len);
 	while (done != len - pgsz) {
-		size_t taken = read_runs_limited(test, &runs, 1,
-						 va + pgsz + done, len,
-						 levels);
+		int ret;
 
-		KUNIT_ASSERT_NE(test, taken, 0);
-		check_run(test, &runs, 0, va + pgsz + done, oa + done, taken);
-		done += taken;
+		runs = (struct kunit_runs){ .room = 1 };
+		ret = __read_runs(test, &runs, va + pgsz + done,
+				  len - pgsz - done, levels);
+		check_run(test, &runs, 0, va + pgsz + done, oa + done,
+			  runs.total);
+		done += runs.total;
+		KUNIT_ASSERT_EQ(test, ret, done == len - pgsz ? 0 : -EAGAIN);
 		pieces++;
 	}
 	KUNIT_ASSERT_GT(test, pieces, 1);

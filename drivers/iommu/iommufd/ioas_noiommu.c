@@ -22,47 +22,51 @@
 
 /**
  * struct noiommu_extents - Extents that were found so far
- * @extents: Those that were not copied to the user yet
- * @nr: How many of them there are
- * @room: How many there may be, not 0
- * @full: Another one was found, and was left out
- * @uptr: Where the next one goes in the user's array, NULL if there is none
- * @uroom: How many more the user's array holds, those in @extents included
+ * @first: Those that were not copied to the user yet
+ * @next: Behind the last of them
+ * @end: Behind the last one that there is room for
+ * @length: Bytes in all that were found
+ * @phys: Physical address of the first one of all
+ * @uptr: Where @first goes in the user's array, NULL if there is none
+ * @uroom: How many more the user's array holds from there on
  */
 struct noiommu_extents {
-	struct iommu_noiommu_extent *extents;
-	unsigned int nr;
-	unsigned int room;
-	bool full;
+	struct iommu_noiommu_extent *first;
+	struct iommu_noiommu_extent *next;
+	struct iommu_noiommu_extent *end;
+	u64 length;
+	u64 phys;
 	struct iommu_noiommu_extent __user *uptr;
 	unsigned int uroom;
 };
 
-/* A sink for read_runs(). Runs that touch are an extent across areas too. */
+/*
+ * A sink for read_runs(). Runs that touch are one extent across areas and steps
+ * too. Within a step none touch, so that the last one that there is room for is
+ * a reason to stop.
+ */
 static bool noiommu_add_run(void *arg, dma_addr_t iova, phys_addr_t phys,
 			    size_t length)
 {
 	struct noiommu_extents *found = arg;
-	struct iommu_noiommu_extent *next = &found->extents[found->nr];
+	struct iommu_noiommu_extent *next = found->next;
 
-	if (found->nr && next[-1].phys + next[-1].length == phys) {
+	if (next != found->first && next[-1].phys + next[-1].length == phys) {
 		next[-1].length += length;
-		return true;
-	}
-	if (found->nr == found->room) {
-		found->full = true;
+	} else if (next == found->end) {
 		return false;
+	} else {
+		next->phys = phys;
+		next->length = length;
+		found->next = ++next;
 	}
-	next->phys = phys;
-	next->length = length;
-	found->nr++;
-	return true;
+	found->length += length;
+	return next != found->end;
 }
 
 static int noiommu_copy_extents(struct noiommu_extents *found, unsigned int nr)
 {
-	if (copy_to_user(found->uptr, found->extents,
-			 nr * sizeof(*found->extents)))
+	if (copy_to_user(found->uptr, found->first, nr * sizeof(*found->first)))
 		return -EFAULT;
 	found->uptr += nr;
 	found->uroom -= nr;
@@ -72,27 +76,33 @@ static int noiommu_copy_extents(struct noiommu_extents *found, unsigned int nr)
 /* The last extent stays, as what follows may touch it */
 static int noiommu_make_room(struct noiommu_extents *found)
 {
-	unsigned int last = found->nr - 1;
+	unsigned int last = found->next - found->first - 1;
 	int rc;
 
 	rc = noiommu_copy_extents(found, last);
 	if (rc)
 		return rc;
-	found->extents[0] = found->extents[last];
-	found->nr = 1;
-	found->room = min(found->room, found->uroom);
-	found->full = false;
+	*found->first = found->first[last];
+	found->next = found->first + 1;
+	found->end = min(found->end, found->first + found->uroom);
 	return 0;
 }
 
-/* Every domain of an IOAS maps all of it, so that any noiommu one will do */
-static struct pt_iommu *iopt_noiommu_table(struct io_pagetable *iopt)
+/*
+ * Every domain of an IOAS maps all of it, so that any noiommu one will do. The
+ * area's storage_domain is at hand, and often one. Like the domains it changes
+ * under iova_rwsem, or while the area has no pages.
+ */
+static struct pt_iommu *iopt_noiommu_table(struct io_pagetable *iopt,
+					   struct iopt_area *area)
 {
-	struct iommu_domain *domain;
+	struct iommu_domain *domain = area->storage_domain;
 	unsigned long index;
 
 	lockdep_assert_held(&iopt->iova_rwsem);
 
+	if (domain && iommufd_domain_is_noiommu(domain))
+		return iommupt_from_domain(domain);
 	xa_for_each(&iopt->domains, index, domain)
 		if (iommufd_domain_is_noiommu(domain))
 			return iommupt_from_domain(domain);
@@ -105,25 +115,26 @@ static struct pt_iommu *iopt_noiommu_table(struct io_pagetable *iopt)
  * @iova: First byte to look up, of any alignment
  * @last_iova: Last byte to look up, not below @iova
  * @found: Where to add what is found
- * @length: Set to how many bytes were added to @found. They stop at the end of
- *          the area at the latest. It may be 0 if @found is full.
  *
  * Context: Takes iova_rwsem for reading. That holds off unmaps, which clear
  * iopt_area::pages before they start, and changes of the domains, which hold it
  * and domains_rwsem for writing. The pages of an area stay where they are,
  * but for a dma-buf, whose revocation the mutex of its pages holds off.
- * Return: 0; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no noiommu
- * domain holds what is mapped there.
+ * Return: 0 if it reached @last_iova or the end of the area; -EAGAIN if it
+ * ended earlier so as not to take too long; -ECANCELED if there is more than
+ * @found has room for; -ENOENT if nothing is mapped at @iova, or if it reached
+ * a hole; -EOPNOTSUPP if no noiommu domain holds what is mapped at @iova.
  */
 static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 				  unsigned long last_iova,
-				  struct noiommu_extents *found,
-				  unsigned long *length)
+				  struct noiommu_extents *found)
 {
+	u64 old_length = found->length;
 	struct iopt_pages *pages;
 	struct iopt_area *area;
 	struct pt_iommu *table;
 	bool revocable;
+	int rc;
 
 	guard(rwsem_read)(&iopt->iova_rwsem);
 
@@ -132,7 +143,7 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 	if (!area || !area->pages)
 		return -ENOENT;
 
-	table = iopt_noiommu_table(iopt);
+	table = iopt_noiommu_table(iopt, area);
 	if (!table)
 		return -EOPNOTSUPP;
 
@@ -141,12 +152,15 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 	if (revocable)
 		mutex_lock(&pages->mutex);
 	last_iova = min(last_iova, iopt_area_last_iova(area));
-	*length = table->ops->read_runs(table, iova, last_iova - iova + 1,
-					NOIOMMU_STEP_TABLES, noiommu_add_run,
-					found);
+	rc = table->ops->read_runs(table, iova, last_iova - iova + 1,
+				   NOIOMMU_STEP_TABLES, noiommu_add_run, found);
 	if (revocable)
 		mutex_unlock(&pages->mutex);
-	return *length || found->full ? 0 : -EOPNOTSUPP;
+	/* That it is the end says more than that there is no more room */
+	if (found->length - old_length == last_iova - iova + 1)
+		return 0;
+	/* An area without translation is a dma-buf that was revoked */
+	return rc == -ENOENT ? -EOPNOTSUPP : rc;
 }
 
 /**
@@ -155,83 +169,44 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
  * @iova: First byte to look up, of any alignment
  * @last_iova: Last byte to look up, not below @iova
  * @found: Where to add what is found, empty
- * @length: Set to how many bytes the extents describe
- * @phys: Set to the first one's physical address
  *
  * Stops at the first hole, or where there is no room for another extent. What
  * changes meanwhile may be seen as it was or as it is.
  *
  * Context: May sleep, and may fault on the user's array.
- * Return: 0; -ENOENT or -EOPNOTSUPP of iopt_noiommu_read_step() for @iova;
- * -EFAULT if the user's array can't be written.
+ * Return: 0; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no noiommu
+ * domain holds what is mapped there; -EFAULT if the user's array can't be
+ * written.
  */
 static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			     unsigned long last_iova,
-			     struct noiommu_extents *found,
-			     unsigned long *length, phys_addr_t *phys)
+			     struct noiommu_extents *found)
 {
-	unsigned long cur = iova, step;
 	int rc;
 
-	rc = iopt_noiommu_read_step(iopt, cur, last_iova, found, &step);
-	if (rc)
+	rc = iopt_noiommu_read_step(iopt, iova, last_iova, found);
+	if (!found->length)
 		return rc;
-	*phys = found->extents[0].phys;
+	found->phys = found->first->phys;
 
-	for (;;) {
-		/* Behind the last IOVA that there is it wraps to 0 */
-		cur += step;
-		if (found->full) {
-			if (found->room == found->uroom)
+	while (found->length - 1 != last_iova - iova) {
+		if (rc == -ECANCELED) {
+			if (found->end == found->first + found->uroom)
 				break;
 			rc = noiommu_make_room(found);
 			if (rc)
 				return rc;
+		} else if (rc && rc != -EAGAIN) {
+			break;
 		}
-		if (cur - 1 == last_iova || fatal_signal_pending(current))
+		if (fatal_signal_pending(current))
 			break;
 		cond_resched();
-		if (iopt_noiommu_read_step(iopt, cur, last_iova, found, &step))
-			break;
+		rc = iopt_noiommu_read_step(iopt, iova + found->length,
+					    last_iova, found);
 	}
-
-	*length = cur - iova;
-	return found->uptr ? noiommu_copy_extents(found, found->nr) : 0;
-}
-
-static int noiommu_get_extents(struct io_pagetable *iopt,
-			       struct iommu_ioas_noiommu_get_pa *cmd,
-			       unsigned long last_iova, unsigned long *length,
-			       phys_addr_t *phys)
-{
-	struct noiommu_extents found = {
-		.room = min(cmd->nr_extents, NOIOMMU_STEP_EXTENTS),
-		.uptr = u64_to_user_ptr(cmd->extents),
-		.uroom = cmd->nr_extents,
-	};
-	int rc;
-
-	found.extents = kmalloc_objs(*found.extents, found.room);
-	if (!found.extents)
-		return -ENOMEM;
-	rc = iopt_noiommu_read(iopt, cmd->iova, last_iova, &found, length, phys);
-	cmd->nr_extents -= found.uroom;
-	kfree(found.extents);
-	return rc;
-}
-
-static int noiommu_get_pa(struct io_pagetable *iopt, unsigned long iova,
-			  unsigned long last_iova, unsigned long *length,
-			  phys_addr_t *phys)
-{
-	struct iommu_noiommu_extent extent;
-	struct noiommu_extents found = {
-		.extents = &extent,
-		.room = 1,
-		.uroom = 1,
-	};
-
-	return iopt_noiommu_read(iopt, iova, last_iova, &found, length, phys);
+	return found->uptr ? noiommu_copy_extents(found, found->next -
+							 found->first) : 0;
 }
 
 static int noiommu_check_extents(struct iommufd_ucmd *ucmd)
@@ -248,12 +223,33 @@ static int noiommu_check_extents(struct iommufd_ucmd *ucmd)
 	return cmd->nr_extents ? 0 : -EINVAL;
 }
 
+static int noiommu_alloc_extents(struct noiommu_extents *found,
+				 const struct iommu_ioas_noiommu_get_pa *cmd)
+{
+	unsigned int room = min(cmd->nr_extents, NOIOMMU_STEP_EXTENTS);
+
+	found->first = kmalloc_objs(*found->first, room);
+	if (!found->first)
+		return -ENOMEM;
+	found->next = found->first;
+	found->end = found->first + room;
+	found->uptr = u64_to_user_ptr(cmd->extents);
+	found->uroom = cmd->nr_extents;
+	return 0;
+}
+
 int iommufd_ioas_noiommu_get_pa(struct iommufd_ucmd *ucmd)
 {
 	struct iommu_ioas_noiommu_get_pa *cmd = ucmd->cmd;
-	unsigned long last_iova, length;
+	struct iommu_noiommu_extent extent;
+	struct noiommu_extents found = {
+		.first = &extent,
+		.next = &extent,
+		.end = &extent + 1,
+		.uroom = 1,
+	};
 	struct iommufd_ioas *ioas;
-	phys_addr_t phys;
+	unsigned long last_iova;
 	int rc;
 
 	if (!capable(CAP_SYS_RAWIO))
@@ -278,18 +274,24 @@ int iommufd_ioas_noiommu_get_pa(struct iommufd_ucmd *ucmd)
 	if (IS_ERR(ioas))
 		return PTR_ERR(ioas);
 
-	if (cmd->flags & IOMMU_NOIOMMU_GET_PA_EXTENTS)
-		rc = noiommu_get_extents(&ioas->iopt, cmd, last_iova, &length,
-					 &phys);
-	else
-		rc = noiommu_get_pa(&ioas->iopt, cmd->iova, last_iova, &length,
-				    &phys);
-	if (rc)
-		goto out_put;
+	if (cmd->flags & IOMMU_NOIOMMU_GET_PA_EXTENTS) {
+		rc = noiommu_alloc_extents(&found, cmd);
+		if (rc)
+			goto out_put;
+	}
 
-	cmd->length = length;
-	cmd->out_phys = phys;
+	rc = iopt_noiommu_read(&ioas->iopt, cmd->iova, last_iova, &found);
+	if (rc)
+		goto out_free;
+
+	cmd->length = found.length;
+	cmd->out_phys = found.phys;
+	if (found.uptr)
+		cmd->nr_extents -= found.uroom;
 	rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
+out_free:
+	if (found.first != &extent)
+		kfree(found.first);
 out_put:
 	iommufd_put_object(ucmd->ictx, &ioas->obj);
 	return rc;
