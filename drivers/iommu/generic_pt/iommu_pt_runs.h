@@ -96,24 +96,19 @@ static int clamp_range_to_table(struct pt_range *range)
 }
 
 static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
-			 dma_addr_t len, unsigned int max_tables,
+			 dma_addr_t last_iova, unsigned int max_tables,
 			 pt_iommu_run_fn_t fn, void *arg)
 {
+	struct pt_range range =
+		pt_make_range(common_from_iommu(iommu_table), iova, last_iova);
 	struct pt_read_runs_args runs = {
 		.fn = fn,
 		.arg = arg,
 		.tables_left = max_tables,
 	};
-	struct pt_range range;
-	pt_vaddr_t last_va;
 	int ret;
 
-	ret = make_range_no_check(common_from_iommu(iommu_table), &range, iova,
-				  len);
-	if (ret)
-		return ret;
-	last_va = range.last_va;
-	if (clamp_range_to_table(&range))
+	if (range.va != iova || clamp_range_to_table(&range))
 		return -ENOENT;
 
 	ret = pt_walk_range(&range, __read_runs, &runs);
@@ -121,7 +116,7 @@ static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 		return -ECANCELED;
 	if (ret != -ENODATA)
 		return ret;
-	return range.last_va == last_va ? 0 : -ENOENT;
+	return range.last_va == last_iova ? 0 : -ENOENT;
 }
 
 #endif

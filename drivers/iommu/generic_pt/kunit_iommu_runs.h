@@ -42,8 +42,8 @@ static int __read_runs(struct kunit *test, struct kunit_runs *runs,
 {
 	struct kunit_iommu_priv *priv = test->priv;
 
-	return priv->iommu->ops->read_runs(priv->iommu, va, len, max_tables,
-					   kunit_add_run, runs);
+	return priv->iommu->ops->read_runs(priv->iommu, va, va + len - 1,
+					   max_tables, kunit_add_run, runs);
 }
 
 /* How many bytes from va on are in runs, of which the first ones are in runs */

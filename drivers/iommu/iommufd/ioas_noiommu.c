@@ -26,7 +26,6 @@
  * @next: Behind the last of them
  * @end: Behind the last one that there is room for
  * @length: Bytes in all that were found
- * @phys: Physical address of the first one of all
  * @uptr: Where @first goes in the user's array, NULL if there is none
  * @uroom: How many more the user's array holds from there on
  */
@@ -35,7 +34,6 @@ struct noiommu_extents {
 	struct iommu_noiommu_extent *next;
 	struct iommu_noiommu_extent *end;
 	u64 length;
-	u64 phys;
 	struct iommu_noiommu_extent __user *uptr;
 	unsigned int uroom;
 };
@@ -152,8 +150,8 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 	if (revocable)
 		mutex_lock(&pages->mutex);
 	last_iova = min(last_iova, iopt_area_last_iova(area));
-	rc = table->ops->read_runs(table, iova, last_iova - iova + 1,
-				   NOIOMMU_STEP_TABLES, noiommu_add_run, found);
+	rc = table->ops->read_runs(table, iova, last_iova, NOIOMMU_STEP_TABLES,
+				   noiommu_add_run, found);
 	if (revocable)
 		mutex_unlock(&pages->mutex);
 	/* That it is the end says more than that there is no more room */
@@ -169,6 +167,7 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
  * @iova: First byte to look up, of any alignment
  * @last_iova: Last byte to look up, not below @iova
  * @found: Where to add what is found, empty
+ * @phys: Set to the physical address of @iova
  *
  * Stops at the first hole, or where there is no room for another extent. What
  * changes meanwhile may be seen as it was or as it is.
@@ -180,33 +179,37 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
  */
 static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			     unsigned long last_iova,
-			     struct noiommu_extents *found)
+			     struct noiommu_extents *found, u64 *phys)
 {
 	int rc;
 
-	rc = iopt_noiommu_read_step(iopt, iova, last_iova, found);
-	if (!found->length)
-		return rc;
-	found->phys = found->first->phys;
+	for (;;) {
+		bool is_first = !found->length;
 
-	while (found->length - 1 != last_iova - iova) {
+		rc = iopt_noiommu_read_step(iopt, iova + found->length,
+					    last_iova, found);
+		if (is_first) {
+			if (!found->length)
+				return rc;
+			*phys = found->first->phys;
+		}
 		if (rc == -ECANCELED) {
 			if (found->end == found->first + found->uroom)
 				break;
 			rc = noiommu_make_room(found);
 			if (rc)
 				return rc;
-		} else if (rc && rc != -EAGAIN) {
+		} else if ((rc && rc != -EAGAIN) ||
+			   found->length - 1 == last_iova - iova) {
 			break;
 		}
 		if (fatal_signal_pending(current))
 			break;
 		cond_resched();
-		rc = iopt_noiommu_read_step(iopt, iova + found->length,
-					    last_iova, found);
 	}
-	return found->uptr ? noiommu_copy_extents(found, found->next -
-							 found->first) : 0;
+	if (!found->uptr)
+		return 0;
+	return noiommu_copy_extents(found, found->next - found->first);
 }
 
 static int noiommu_check_extents(struct iommufd_ucmd *ucmd)
@@ -280,12 +283,12 @@ int iommufd_ioas_noiommu_get_pa(struct iommufd_ucmd *ucmd)
 			goto out_put;
 	}
 
-	rc = iopt_noiommu_read(&ioas->iopt, cmd->iova, last_iova, &found);
+	rc = iopt_noiommu_read(&ioas->iopt, cmd->iova, last_iova, &found,
+			       &cmd->out_phys);
 	if (rc)
 		goto out_free;
 
 	cmd->length = found.length;
-	cmd->out_phys = found.phys;
 	if (found.uptr)
 		cmd->nr_extents -= found.uroom;
 	rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
