@@ -14,6 +14,7 @@ struct kunit_run {
 struct kunit_runs {
 	unsigned int nr;
 	unsigned int room;
+	unsigned int refused;
 	struct kunit_run run[8];
 };
 
@@ -22,8 +23,10 @@ static bool kunit_add_run(void *arg, dma_addr_t iova, phys_addr_t paddr,
 {
 	struct kunit_runs *runs = arg;
 
-	if (runs->nr == runs->room)
+	if (runs->nr == runs->room) {
+		runs->refused++;
 		return false;
+	}
 	runs->run[runs->nr++] = (struct kunit_run){ iova, paddr, len };
 	return true;
 }
@@ -186,6 +189,7 @@ static void test_runs_stop(struct kunit *test)
 						  UINT_MAX),
 				pgsz * i);
 		KUNIT_ASSERT_EQ(test, runs.nr, i);
+		KUNIT_ASSERT_EQ(test, runs.refused, 1);
 		if (i)
 			check_run(test, &runs, i - 1, va + pgsz * (i - 1),
 				  oa + pgsz * (7 - i), pgsz);
@@ -300,7 +304,16 @@ static void test_runs_end_of_va(struct kunit *test)
 	if (IS_32BIT)
 		kunit_skip(test, "Unable to test on 32bit");
 
-	/* Of a half, if it has halves */
+	/*
+	 * Of a half, if it has halves. In the table the upper one begins where
+	 * the lower one ends.
+	 */
+	if (pt_feature(common, PT_FEAT_SIGN_EXTEND))
+		do_map(test, fvalog2_set_mod(PT_VADDR_MAX, 0,
+					     common->max_vasz_lg2 - 1),
+		       log2_set_mod(priv->test_oa, 0, 40) + SZ_1G +
+			       priv->smallest_pgsz * 2,
+		       priv->smallest_pgsz);
 	check_runs_at_end(test, pt_feature(common, PT_FEAT_DYNAMIC_TOP) ?
 			  priv->domain.geometry.aperture_end :
 			  pt_top_range(common).last_va);
