@@ -4,12 +4,14 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test shell tree build refresh clean deps prefixes
+.PHONY: help run test bench shell tree build refresh clean deps prefixes
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
 	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
 	@echo "               SUITE=name runs one suite or collection of scripts/suites.list"
+	@echo "make bench     what map, GET_PA and unmap cost, against Linux 7.3 and pagemap"
+	@echo "               MIB=256 goes up to that size only, 1024 by default"
 	@echo "make shell     the same guest, with the devices bound, to a shell"
 	@echo "make tree      download Linux $(BASE) and compose build/$(BASE)/src"
 	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
@@ -42,6 +44,10 @@ shell: tree
 
 test: tree
 	@scripts/test
+
+bench:
+	@scripts/deps gnuplot-nox
+	@scripts/bench
 
 prefixes: deps
 	@scripts/prefixes
