@@ -16,11 +16,16 @@ struct pt_read_runs_args {
 	unsigned int tables_left;
 };
 
-static bool pass_on_run(const struct pt_read_runs_args *runs)
+static bool pass_on_run(const struct pt_read_runs_args *runs, bool ended)
 {
 	return !runs->len ||
-	       runs->fn(runs->arg, runs->va, runs->oa, runs->len);
+	       runs->fn(runs->arg, runs->va, runs->oa, runs->len, ended);
 }
+
+static int __read_leaf_runs(struct pt_range *range, void *arg,
+			    unsigned int level, struct pt_table_p *table);
+static int __read_runs(struct pt_range *range, void *arg, unsigned int level,
+		       struct pt_table_p *table);
 
 /*
  * There are no holes to skip, so that range->va can follow the walk by adding
@@ -28,8 +33,7 @@ static bool pass_on_run(const struct pt_read_runs_args *runs)
  */
 static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 					  unsigned int level,
-					  struct pt_table_p *table,
-					  pt_level_fn_t descend_fn)
+					  struct pt_table_p *table)
 {
 	struct pt_state pts = pt_init(range, level, table);
 	struct pt_read_runs_args *runs = arg;
@@ -47,7 +51,9 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 				return -EAGAIN;
 			runs->tables_left--;
 			pts.table_lower = pt_table_ptr(&pts);
-			ret = pt_descend(&pts, arg, descend_fn);
+			ret = pt_descend(&pts, arg, level == 1 ?
+							    __read_leaf_runs :
+							    __read_runs);
 			if (ret)
 				return ret;
 			continue;
@@ -61,7 +67,7 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 		len = min(log2_set_mod_max(range->va, oasz_lg2),
 			  range->last_va) - range->va + 1;
 		if (!runs->len || oa != runs->oa + runs->len) {
-			if (!pass_on_run(runs))
+			if (!pass_on_run(runs, true))
 				return -ECANCELED;
 			runs->va = range->va;
 			runs->oa = oa;
@@ -75,12 +81,22 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 	} while ((pts.index = pt_range_to_index(&pts)) != 0);
 	return 0;
 }
+/*
+ * Almost all entries are in level 0. It gets a loop of its own, without calls
+ * even where the compiler optimizes for size.
+ */
+static __flatten int __read_leaf_runs(struct pt_range *range, void *arg,
+				      unsigned int level,
+				      struct pt_table_p *table)
+{
+	return __do_read_runs(range, arg, 0, table);
+}
 
-/* Almost all entries are in level 0, so that its loop has no calls even at -Os */
-static __flatten int __read_runs0(struct pt_range *range, void *arg,
-				  unsigned int unused_level,
-				  struct pt_table_p *table);
-PT_MAKE_LEVELS(__read_runs, __do_read_runs);
+static int __read_runs(struct pt_range *range, void *arg, unsigned int level,
+		       struct pt_table_p *table)
+{
+	return __do_read_runs(range, arg, level, table);
+}
 
 /* Cut off what is behind the last VA that the table maps now */
 static int clamp_range_to_table(struct pt_range *range)
@@ -100,7 +116,8 @@ static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 			 pt_iommu_run_fn_t fn, void *arg)
 {
 	struct pt_range range =
-		pt_make_range(common_from_iommu(iommu_table), iova, last_iova);
+		pt_make_range(common_from_iommu(iommu_table), iova,
+			      min_t(dma_addr_t, last_iova, PT_VADDR_MAX));
 	struct pt_read_runs_args runs = {
 		.fn = fn,
 		.arg = arg,
@@ -112,11 +129,11 @@ static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 		return -ENOENT;
 
 	ret = pt_walk_range(&range, __read_runs, &runs);
-	if (ret == -ECANCELED || !pass_on_run(&runs))
+	if (ret == -ENODATA)
+		ret = range.last_va == last_iova ? 0 : -ENOENT;
+	if (ret == -ECANCELED || !pass_on_run(&runs, ret == -ENOENT))
 		return -ECANCELED;
-	if (ret != -ENODATA)
-		return ret;
-	return range.last_va == last_iova ? 0 : -ENOENT;
+	return ret;
 }
 
 #endif

@@ -9,6 +9,7 @@ struct kunit_run {
 	pt_vaddr_t va;
 	pt_oaddr_t oa;
 	pt_vaddr_t len;
+	bool ended;
 };
 
 struct kunit_runs {
@@ -16,25 +17,26 @@ struct kunit_runs {
 	/* Refuse another one, or stop after the last that fits */
 	unsigned int room;
 	bool stop_early;
-	bool stopped;
+	unsigned int stopped;
 	pt_vaddr_t total;
 	struct kunit_run run[8];
 };
 
 static bool kunit_add_run(void *arg, dma_addr_t iova, phys_addr_t paddr,
-			  size_t len)
+			  u64 len, bool ended)
 {
 	struct kunit_runs *runs = arg;
 
-	/* It had the last word */
-	WARN_ON(runs->stopped);
 	if (runs->nr == runs->room) {
-		runs->stopped = true;
+		runs->stopped++;
 		return false;
 	}
-	runs->run[runs->nr++] = (struct kunit_run){ iova, paddr, len };
+	runs->run[runs->nr++] = (struct kunit_run){ iova, paddr, len, ended };
 	runs->total += len;
-	return !runs->stop_early || runs->nr != runs->room;
+	if (!runs->stop_early || runs->nr != runs->room || !ended)
+		return true;
+	runs->stopped++;
+	return false;
 }
 
 static int __read_runs(struct kunit *test, struct kunit_runs *runs,
@@ -54,8 +56,14 @@ static size_t read_runs(struct kunit *test, struct kunit_runs *runs,
 
 	*runs = (struct kunit_runs){ .room = ARRAY_SIZE(runs->run) };
 	ret = __read_runs(test, runs, va, len, UINT_MAX);
-	KUNIT_ASSERT_EQ(test, ret, runs->total == len ? 0 :
-				   runs->stopped ? -ECANCELED : -ENOENT);
+	KUNIT_ASSERT_EQ(test, ret, runs->stopped ? -ECANCELED :
+				   runs->total == len ? 0 : -ENOENT);
+	/* It had the last word */
+	KUNIT_ASSERT_LE(test, runs->stopped, 1);
+	/* All but the last one, and that one before a hole */
+	if (runs->nr && !runs->stopped)
+		KUNIT_ASSERT_EQ(test, runs->run[runs->nr - 1].ended,
+				ret == -ENOENT);
 	return runs->total;
 }
 
@@ -67,6 +75,8 @@ static void check_run(struct kunit *test, const struct kunit_runs *runs,
 	KUNIT_ASSERT_EQ(test, runs->run[nr].va, va);
 	KUNIT_ASSERT_EQ(test, runs->run[nr].oa, oa);
 	KUNIT_ASSERT_EQ(test, runs->run[nr].len, len);
+	if (nr + 1 < runs->nr)
+		KUNIT_ASSERT_TRUE(test, runs->run[nr].ended);
 }
 
 /* [va, va + len) is one run, and that is all there is up to va + ask */
@@ -200,6 +210,7 @@ static void test_runs_stop(struct kunit *test)
 		};
 		KUNIT_ASSERT_EQ(test, __read_runs(test, &runs, va, pgsz * 6,
 						  UINT_MAX), -ECANCELED);
+		KUNIT_ASSERT_EQ(test, runs.stopped, 1);
 		KUNIT_ASSERT_EQ(test, runs.nr, i / 2);
 		KUNIT_ASSERT_EQ(test, runs.total, pgsz * (i / 2));
 		if (runs.nr)
@@ -235,11 +246,19 @@ static void test_runs_max_tables(struct kunit *test)
 	while (done != len - pgsz) {
 		int ret;
 
-		runs = (struct kunit_runs){ .room = 1 };
+		/* Room for the run, which is no reason to stop where it goes on */
+		runs = (struct kunit_runs){ .room = 1, .stop_early = true };
 		ret = __read_runs(test, &runs, va + pgsz + done,
-				  len - pgsz - done, levels);
+				  len - pgsz - done, levels + pieces);
 		check_run(test, &runs, 0, va + pgsz + done, oa + done,
 			  runs.total);
+		KUNIT_ASSERT_FALSE(test, runs.run[0].ended);
+		/* No room is one, at the end of a piece too */
+		runs.room = runs.nr = 0;
+		KUNIT_ASSERT_EQ(test, __read_runs(test, &runs,
+						  va + pgsz + done,
+						  len - pgsz - done, levels),
+				-ECANCELED);
 		done += runs.total;
 		KUNIT_ASSERT_EQ(test, ret, done == len - pgsz ? 0 : -EAGAIN);
 		pieces++;
@@ -357,6 +376,11 @@ static void test_runs_random(struct kunit *test)
 		if (get_random_u32_below(2))
 			oa = log2_set_mod(oa, log2_mod(offset, 30), 30);
 		len = min(len, span - offset);
+		/* Some of it goes, in full entries, as far as nothing lacks */
+		if (iter % 2)
+			iommu_unmap(&priv->domain,
+				    va + pgsz * get_random_u32_below(2048),
+				    pgsz * get_random_u32_inclusive(1, 64));
 		/* Where it is taken it fails, and what it mapped is undone */
 		iommu_map(&priv->domain, va + offset, oa, len,
 			  IOMMU_READ | IOMMU_WRITE, GFP_KERNEL);

@@ -4,7 +4,8 @@
  *
  * The IOVA range is read area by area, and a large area in several steps. Locks
  * are held for a step only: between two steps what was found is copied to the
- * user, whose memory may fault and whose fault may need the locks.
+ * user, whose memory may fault and whose fault may need the locks. The IOAS is
+ * held throughout, so that a fault that waits for its destruction fails that.
  */
 #include <linux/capability.h>
 #include <linux/generic_pt/iommu.h>
@@ -26,43 +27,44 @@
  * @next: Behind the last of them
  * @end: Behind the last one that there is room for
  * @length: Bytes in all that were found
- * @uptr: Where @first goes in the user's array, NULL if there is none
- * @uroom: How many more the user's array holds from there on
+ * @to_user: There is an array of the user's
+ * @uptr: Where @first goes in it
+ * @uroom: How many more it holds from there on, 1 without it
  */
 struct noiommu_extents {
 	struct iommu_noiommu_extent *first;
 	struct iommu_noiommu_extent *next;
 	struct iommu_noiommu_extent *end;
 	u64 length;
+	bool to_user;
 	struct iommu_noiommu_extent __user *uptr;
-	unsigned int uroom;
+	u32 uroom;
 };
 
 /*
  * A sink for read_runs(). Runs that touch are one extent across areas and steps
- * too. Within a step none touch, so that the last one that there is room for is
- * a reason to stop.
+ * too, so that the last one that there is room for may grow until it ends.
  */
 static bool noiommu_add_run(void *arg, dma_addr_t iova, phys_addr_t phys,
-			    size_t length)
+			    u64 length, bool ended)
 {
 	struct noiommu_extents *found = arg;
 	struct iommu_noiommu_extent *next = found->next;
 
 	if (next != found->first && next[-1].phys + next[-1].length == phys) {
 		next[-1].length += length;
-	} else if (next == found->end) {
-		return false;
 	} else {
+		if (next == found->end)
+			return false;
 		next->phys = phys;
 		next->length = length;
 		found->next = ++next;
 	}
 	found->length += length;
-	return next != found->end;
+	return next != found->end || !ended;
 }
 
-static int noiommu_copy_extents(struct noiommu_extents *found, unsigned int nr)
+static int noiommu_copy_extents(struct noiommu_extents *found, u32 nr)
 {
 	if (copy_to_user(found->uptr, found->first, nr * sizeof(*found->first)))
 		return -EFAULT;
@@ -71,10 +73,16 @@ static int noiommu_copy_extents(struct noiommu_extents *found, unsigned int nr)
 	return 0;
 }
 
+/* There is no more room in the user's array than here */
+static bool noiommu_is_last(const struct noiommu_extents *found)
+{
+	return found->end - found->first == found->uroom;
+}
+
 /* The last extent stays, as what follows may touch it */
 static int noiommu_make_room(struct noiommu_extents *found)
 {
-	unsigned int last = found->next - found->first - 1;
+	u32 last = found->next - found->first - 1;
 	int rc;
 
 	rc = noiommu_copy_extents(found, last);
@@ -82,7 +90,8 @@ static int noiommu_make_room(struct noiommu_extents *found)
 		return rc;
 	*found->first = found->first[last];
 	found->next = found->first + 1;
-	found->end = min(found->end, found->first + found->uroom);
+	found->end = found->first +
+		     min_t(u32, found->end - found->first, found->uroom);
 	return 0;
 }
 
@@ -120,14 +129,13 @@ static struct pt_iommu *iopt_noiommu_table(struct io_pagetable *iopt,
  * but for a dma-buf, whose revocation the mutex of its pages holds off.
  * Return: 0 if it reached @last_iova or the end of the area; -EAGAIN if it
  * ended earlier so as not to take too long; -ECANCELED if there is more than
- * @found has room for; -ENOENT if nothing is mapped at @iova, or if it reached
- * a hole; -EOPNOTSUPP if no noiommu domain holds what is mapped at @iova.
+ * @found has room for; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no
+ * noiommu domain holds what is mapped there.
  */
 static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 				  unsigned long last_iova,
 				  struct noiommu_extents *found)
 {
-	u64 old_length = found->length;
 	struct iopt_pages *pages;
 	struct iopt_area *area;
 	struct pt_iommu *table;
@@ -154,9 +162,6 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 				   noiommu_add_run, found);
 	if (revocable)
 		mutex_unlock(&pages->mutex);
-	/* That it is the end says more than that there is no more room */
-	if (found->length - old_length == last_iova - iova + 1)
-		return 0;
 	/* An area without translation is a dma-buf that was revoked */
 	return rc == -ENOENT ? -EOPNOTSUPP : rc;
 }
@@ -194,7 +199,7 @@ static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			*phys = found->first->phys;
 		}
 		if (rc == -ECANCELED) {
-			if (found->end == found->first + found->uroom)
+			if (noiommu_is_last(found))
 				break;
 			rc = noiommu_make_room(found);
 			if (rc)
@@ -207,7 +212,7 @@ static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			break;
 		cond_resched();
 	}
-	if (!found->uptr)
+	if (!found->to_user)
 		return 0;
 	return noiommu_copy_extents(found, found->next - found->first);
 }
@@ -236,6 +241,7 @@ static int noiommu_alloc_extents(struct noiommu_extents *found,
 		return -ENOMEM;
 	found->next = found->first;
 	found->end = found->first + room;
+	found->to_user = true;
 	found->uptr = u64_to_user_ptr(cmd->extents);
 	found->uroom = cmd->nr_extents;
 	return 0;
@@ -289,7 +295,7 @@ int iommufd_ioas_noiommu_get_pa(struct iommufd_ucmd *ucmd)
 		goto out_free;
 
 	cmd->length = found.length;
-	if (found.uptr)
+	if (found.to_user)
 		cmd->nr_extents -= found.uroom;
 	rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
 out_free:
