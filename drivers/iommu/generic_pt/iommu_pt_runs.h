@@ -112,7 +112,10 @@ static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 		return -ENOENT;
 
 	ret = pt_walk_range(&range, __read_runs, &runs);
-	if (ret == -ECANCELED || !pass_on_run(&runs))
+	if (ret == -ECANCELED)
+		return ret;
+	/* What ended for its tables may go on with more of the last run */
+	if (!pass_on_run(&runs) && ret != -EAGAIN)
 		return -ECANCELED;
 	if (ret != -ENODATA)
 		return ret;

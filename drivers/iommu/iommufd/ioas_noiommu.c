@@ -26,7 +26,7 @@
  * @next: Behind the last of them
  * @end: Behind the last one that there is room for
  * @length: Bytes in all that were found
- * @uptr: Where @first goes in the user's array, NULL if there is none
+ * @uptr: Where @first goes in the user's array, if there is one
  * @uroom: How many more the user's array holds from there on
  */
 struct noiommu_extents {
@@ -157,6 +157,9 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 	/* That it is the end says more than that there is no more room */
 	if (found->length - old_length == last_iova - iova + 1)
 		return 0;
+	/* What there is no room for may be as long as a step */
+	if (rc == -EAGAIN && found->length == old_length)
+		return -ECANCELED;
 	/* An area without translation is a dma-buf that was revoked */
 	return rc == -ENOENT ? -EOPNOTSUPP : rc;
 }
@@ -170,7 +173,8 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
  * @phys: Set to the physical address of @iova
  *
  * Stops at the first hole, or where there is no room for another extent. What
- * changes meanwhile may be seen as it was or as it is.
+ * changes meanwhile may be seen as it was or as it is. What is in @found in the
+ * end is not in the user's array yet.
  *
  * Context: May sleep, and may fault on the user's array.
  * Return: 0; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no noiommu
@@ -207,9 +211,7 @@ static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			break;
 		cond_resched();
 	}
-	if (!found->uptr)
-		return 0;
-	return noiommu_copy_extents(found, found->next - found->first);
+	return 0;
 }
 
 static int noiommu_check_extents(struct iommufd_ucmd *ucmd)
@@ -289,8 +291,12 @@ int iommufd_ioas_noiommu_get_pa(struct iommufd_ucmd *ucmd)
 		goto out_free;
 
 	cmd->length = found.length;
-	if (found.uptr)
+	if (cmd->flags & IOMMU_NOIOMMU_GET_PA_EXTENTS) {
+		rc = noiommu_copy_extents(&found, found.next - found.first);
+		if (rc)
+			goto out_free;
 		cmd->nr_extents -= found.uroom;
+	}
 	rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
 out_free:
 	if (found.first != &extent)
