@@ -717,16 +717,18 @@ TEST_F(noiommu, last_iovas_of_an_empty_table)
 /*
  * Extents, besides those of each kind of memory by itself
  */
-#define check_all(ioas, map) ({							\
-	uint32_t each, last;							\
-										\
-	last = check_extents(_metadata, self->fd, ioas, map, (map)->iova,	\
-			     ULLONG_MAX, UINT32_MAX);				\
-	for (each = 1; each <= last + 1; each++)				\
-		check_extents(_metadata, self->fd, ioas, map, (map)->iova + 9,	\
-			      (map)->pages * PAGE, each);			\
-	last;									\
-})
+static uint32_t check_all(struct __test_metadata *_metadata, int fd, uint32_t ioas,
+			  const struct pa_map *map)
+{
+	uint32_t nr = check_extents(_metadata, fd, ioas, map, map->iova, ULLONG_MAX,
+				    UINT32_MAX);
+	uint32_t room;
+
+	for (room = 1; room <= nr + 1; room++)
+		check_extents(_metadata, fd, ioas, map, map->iova + 9,
+			      map->pages * PAGE, room);
+	return nr;
+}
 
 /* Memory, a file, a dma-buf and a huge page side by side, for both kinds of device */
 TEST_F(noiommu, extents_of_everything)
@@ -776,20 +778,20 @@ TEST_F(noiommu, extents_of_everything)
 		ASSERT_EQ(16 * PAGE, length);
 		for (i = 0; i < 16; i++)
 			map.pas[32 + i] = phys + i * PAGE;
-		EXPECT_LT(2, check_all(ioas, &map));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
 
 		/* Whichever domain keeps what */
 		ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
-		EXPECT_LT(2, check_all(ioas, &map));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
 		ASSERT_EQ(0, hwpt_alloc(self->fd, dev[0].idev, ioas, 0, &hwpt));
-		EXPECT_LT(2, check_all(ioas, &map));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
 		ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
-		EXPECT_LT(2, check_all(ioas, &map));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
 
 		/* The dma-buf is gone, what is before and behind it is not */
 		ASSERT_EQ(0, _test_cmd_revoke_dmabuf(self->fd, dmabuf, true));
 		memset(map.pas + 32, 0, 16 * sizeof(*map.pas));
-		EXPECT_LT(2, check_all(ioas, &map));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
 		EXPECT_EQ(1, check_extents(_metadata, self->fd, ioas, &map,
 					   IOVA + 48 * PAGE, ULLONG_MAX, 2));
 		for (i = 32; i < 48; i++) {
@@ -931,7 +933,8 @@ TEST_F(noiommu, extents_while_dmabuf_is_revoked)
 	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA + 8 * PAGE, &length, &phys));
 	for (i = 0; i < 8; i++)
 		map.pas[8 + i] = phys + i * PAGE;
-	nr_with = nr_without = 24;
+	nr_with = 24;
+	nr_without = 24;
 	expect_extents(&map, IOVA, 8 * PAGE, expected, &nr_without);
 	expect_extents(&map, IOVA, 24 * PAGE, expected, &nr_with);
 

@@ -1814,8 +1814,9 @@ TEST_F_TIMEOUT(extents, random, 60)
 	}
 	TH_LOG("%lu layouts of %u kinds of memory, %lu ranges, %lu extents", layouts,
 	       nr_pools, ranges, extents);
-	TH_LOG("whole %lu, to a hole %lu, array full %lu, exactly %lu, over %u extents %lu, from a hole %lu",
-	       whole, ended, full, exact, STEP, many, holes);
+	TH_LOG("whole %lu, to a hole %lu, from a hole %lu", whole, ended, holes);
+	TH_LOG("array full %lu, exactly %lu, over %u extents %lu", full, exact, STEP,
+	       many);
 	EXPECT_LE(want, ranges);
 	EXPECT_LE(10 * want, extents);
 	EXPECT_LE(want / 20, whole);
@@ -1957,8 +1958,9 @@ TEST_F(extents, mapped_anew_meanwhile)
 	__atomic_store_n(&remapper.stop, true, __ATOMIC_RELAXED);
 	ASSERT_EQ(0, pthread_join(thread, NULL));
 	EXPECT_EQ(0, remapper.rc);
-	TH_LOG("%u answers while mapped anew %u times: %u whole, %u cut off, %u ENOENT; of either memory %u and %u, of both %u",
-	       reads, remapper.nr, whole, cut, gone, first[0], first[1], mixed);
+	TH_LOG("%u answers while mapped anew %u times: %u whole, %u cut off, %u ENOENT",
+	       reads, remapper.nr, whole, cut, gone);
+	TH_LOG("of either memory %u and %u, of both %u", first[0], first[1], mixed);
 	EXPECT_LT(0, whole);
 	EXPECT_LT(0, cut);
 	EXPECT_LT(0, gone);
@@ -2033,7 +2035,8 @@ TEST_F(extents, fault_handler_maps_and_unmaps)
 	ASSERT_EQ(0, ioctl(remapper.uffd, UFFDIO_REGISTER, &range));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, handle_faults, &remapper));
 	length = 9 * PAGE;
-	nr = nr_expected = pages;
+	nr = pages;
+	nr_expected = pages;
 	ASSERT_EQ(0, get_pa_extents(self->iommufd, self->ioas, IOVA, &length, array, &nr));
 	EXPECT_EQ(1, remapper.nr);
 	EXPECT_EQ(9 * PAGE, expect_extents(&map, IOVA, length, expected, &nr_expected));
