@@ -4,7 +4,9 @@
  * no hardware
  */
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
+#include <time.h>
 
 #include "iommufd_noiommu_mock.h"
 
@@ -710,6 +712,258 @@ TEST_F(noiommu, last_iovas_of_an_empty_table)
 	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE, 0, MAP_RW));
 	check_ioas(self->ioas, va, 0, 16 * PAGE);
 	check_ioas(self->ioas, va, -16 * PAGE, 16 * PAGE);
+}
+
+/*
+ * Extents, besides those of each kind of memory by itself
+ */
+static uint32_t check_all(struct __test_metadata *_metadata, int fd, uint32_t ioas,
+			  const struct pa_map *map)
+{
+	uint32_t nr = check_extents(_metadata, fd, ioas, map, map->iova, ULLONG_MAX,
+				    UINT32_MAX);
+	uint32_t room;
+
+	for (room = 1; room <= nr + 1; room++)
+		check_extents(_metadata, fd, ioas, map, map->iova + 9,
+			      map->pages * PAGE, room);
+	return nr;
+}
+
+/* Memory, a file, a dma-buf and a huge page side by side, for both kinds of device */
+TEST_F(noiommu, extents_of_everything)
+{
+	char *huge = anon_huge(HUGE_PAGE), *va = anon(16 * PAGE, 0);
+	struct pa_map map = { IOVA, 64, calloc(64, sizeof(uint64_t)) };
+	struct mock dev[2];		/* noiommu first */
+	unsigned int order, small, i;
+	uint64_t length, phys;
+	uint32_t ioas, hwpt;
+	int dmabuf;
+
+	if (!huge)
+		SKIP(return, "no huge pages");
+	ASSERT_NE(NULL, map.pas);
+	touch_scattered(va, 16 * PAGE);
+	mfd_buffer = memfd_mmap(16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, &mfd);
+	ASSERT_NE(MAP_FAILED, mfd_buffer);
+	touch_scattered(mfd_buffer, 16 * PAGE);
+
+	for (order = 0; order < 4; order++) {
+		small = order / 2;
+		ASSERT_EQ(0, _test_cmd_get_dmabuf(self->fd, 16 * PAGE, &dmabuf));
+		ASSERT_EQ(0, ioas_alloc(self->fd, &ioas));
+		if (small)
+			ASSERT_EQ(0, ioas_disable_huge_pages(self->fd, ioas));
+		for (i = 0; i < 2; i++)
+			ASSERT_EQ(0, mock_add(self->fd, i == order % 2 ?
+					      MOCK_FLAGS_DEVICE_NOIOMMU : 0, ioas,
+					      &dev[i != order % 2]));
+		ASSERT_EQ(0, ioas_map(self->fd, ioas, va, 16 * PAGE, IOVA, MAP_RW));
+		ASSERT_EQ(0, ioas_map_file(self->fd, ioas, mfd, 0, 16 * PAGE,
+					   IOVA + 16 * PAGE));
+		ASSERT_EQ(0, ioas_map_file(self->fd, ioas, dmabuf, 0, 16 * PAGE,
+					   IOVA + 32 * PAGE));
+		/* Two areas that touch */
+		ASSERT_EQ(0, ioas_map(self->fd, ioas, huge + 9 * PAGE, 6 * PAGE,
+				      IOVA + 48 * PAGE, MAP_RW));
+		ASSERT_EQ(0, ioas_map(self->fd, ioas, huge + 15 * PAGE, 10 * PAGE,
+				      IOVA + 54 * PAGE, MAP_RW));
+		pagemap_pas(va, 16, map.pas);
+		pagemap_pas(mfd_buffer, 16, map.pas + 16);
+		pagemap_pas(huge + 9 * PAGE, 16, map.pas + 48);
+		/* The mock dma-buf is contiguous, and the plain call knows where */
+		length = 16 * PAGE;
+		ASSERT_EQ(0, get_pa(self->fd, ioas, IOVA + 32 * PAGE, &length, &phys));
+		ASSERT_EQ(16 * PAGE, length);
+		for (i = 0; i < 16; i++)
+			map.pas[32 + i] = phys + i * PAGE;
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
+
+		/* Whichever domain keeps what */
+		ASSERT_EQ(0, destroy(self->fd, dev[1].stdev));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
+		ASSERT_EQ(0, hwpt_alloc(self->fd, dev[0].idev, ioas, 0, &hwpt));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
+		ASSERT_EQ(0, destroy(self->fd, dev[0].stdev));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
+
+		/* The dma-buf is gone, what is before and behind it is not */
+		ASSERT_EQ(0, _test_cmd_revoke_dmabuf(self->fd, dmabuf, true));
+		memset(map.pas + 32, 0, 16 * sizeof(*map.pas));
+		EXPECT_LT(2, check_all(_metadata, self->fd, ioas, &map));
+		EXPECT_EQ(1, check_extents(_metadata, self->fd, ioas, &map,
+					   IOVA + 48 * PAGE, ULLONG_MAX, 2));
+		for (i = 32; i < 48; i++) {
+			struct iommu_noiommu_extent extents[64];
+			uint32_t nr = 64;
+
+			length = ULLONG_MAX;
+			EXPECT_EQ(EOPNOTSUPP, get_pa_extents(self->fd, ioas,
+							     IOVA + i * PAGE, &length,
+							     extents, &nr));
+			EXPECT_EQ(ULLONG_MAX, length);
+			EXPECT_EQ(64, nr);
+		}
+		ASSERT_EQ(0, destroy(self->fd, hwpt));
+		EXPECT_EQ(EOPNOTSUPP, get_pa_errno(self->fd, ioas, IOVA));
+		ASSERT_EQ(0, ioas_unmap(self->fd, ioas, 0, ULLONG_MAX));
+		ASSERT_EQ(0, destroy(self->fd, ioas));
+		close(dmabuf);
+	}
+	close(mfd);
+	munmap(mfd_buffer, 16 * PAGE);
+	munmap(huge, HUGE_PAGE);
+	free(map.pas);
+}
+
+struct changer {
+	int fd;
+	uint32_t ioas;
+	uint32_t idev;
+	uint32_t hwpt;
+	int dmabuf;
+	unsigned int nr;
+	int rc;
+	bool stop;
+};
+
+static bool changer_stopped(struct changer *changer)
+{
+	return changer->rc || __atomic_load_n(&changer->stop, __ATOMIC_RELAXED);
+}
+
+static uint64_t msecs(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* There is a noiommu domain all the time, but never for long */
+static void *change_domains(void *arg)
+{
+	struct changer *changer = arg;
+	struct mock iommu;
+	uint32_t old;
+
+	while (!changer_stopped(changer)) {
+		old = changer->hwpt;
+		changer->rc = hwpt_alloc(changer->fd, changer->idev, changer->ioas, 0,
+					 &changer->hwpt);
+		changer->rc = changer->rc ?: destroy(changer->fd, old);
+		if (!changer->rc && changer->nr++ % 4 == 0) {
+			changer->rc = mock_add(changer->fd, 0, changer->ioas, &iommu);
+			changer->rc = changer->rc ?: destroy(changer->fd, iommu.stdev);
+		}
+	}
+	return NULL;
+}
+
+TEST_F(noiommu, extents_while_domains_change)
+{
+	char *va = anon(600 * PAGE, 0);
+	struct changer changer = { .fd = self->fd, .idev = self->dev.idev };
+	unsigned int answers = 0;
+	struct pa_map map;
+	pthread_t thread;
+	uint64_t end;
+
+	/* What the device is attached to would stay */
+	touch_scattered(va, 600 * PAGE);
+	ASSERT_EQ(0, ioas_alloc(self->fd, &changer.ioas));
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->dev.idev, changer.ioas, 0,
+				&changer.hwpt));
+	ASSERT_EQ(0, ioas_map(self->fd, changer.ioas, va, 300 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map(self->fd, changer.ioas, va + 300 * PAGE, 300 * PAGE,
+			      IOVA + 300 * PAGE, MAP_RW));
+	map = pa_map_of(va, 600, IOVA);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, change_domains, &changer));
+	for (end = msecs() + 700; msecs() < end; answers++)
+		check_extents(_metadata, self->fd, changer.ioas, &map,
+			      IOVA + answers % 600 * PAGE, 600 * PAGE, UINT32_MAX);
+	__atomic_store_n(&changer.stop, true, __ATOMIC_RELAXED);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	EXPECT_EQ(0, changer.rc);
+	TH_LOG("%u answers while domains changed %u times", answers, changer.nr);
+	EXPECT_LT(5, answers);
+	EXPECT_LT(5, changer.nr);
+	free(map.pas);
+}
+
+static void *revoke_dmabuf(void *arg)
+{
+	struct changer *changer = arg;
+	int fd = changer->fd, rc;
+
+	for (; !changer_stopped(changer); changer->nr++) {
+		rc = ERRNO_OF(_test_cmd_revoke_dmabuf(fd, changer->dmabuf, true));
+		rc = rc ?: ioas_unmap(fd, changer->ioas, IOVA + 8 * PAGE, 8 * PAGE);
+		rc = rc ?: ERRNO_OF(_test_cmd_revoke_dmabuf(fd, changer->dmabuf, false));
+		changer->rc = rc ?: ioas_map_file(fd, changer->ioas, changer->dmabuf, 0,
+						  8 * PAGE, IOVA + 8 * PAGE);
+		usleep(changer->nr % 4 * 100);
+	}
+	return NULL;
+}
+
+/* It is all there or not at all, and no address is left to what was revoked */
+TEST_F(noiommu, extents_while_dmabuf_is_revoked)
+{
+	char *va = anon(16 * PAGE, 0);
+	struct changer changer = { .fd = self->fd, .ioas = self->ioas };
+	struct iommu_noiommu_extent extents[24], expected[24];
+	unsigned int with = 0, without = 0, i;
+	uint64_t length, phys, end;
+	uint32_t nr, nr_with, nr_without;
+	struct pa_map map;
+	pthread_t thread;
+
+	touch_scattered(va, 16 * PAGE);
+	ASSERT_EQ(0, _test_cmd_get_dmabuf(self->fd, 8 * PAGE, &changer.dmabuf));
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 8 * PAGE, IOVA, MAP_RW));
+	ASSERT_EQ(0, ioas_map_file(self->fd, self->ioas, changer.dmabuf, 0, 8 * PAGE,
+				   IOVA + 8 * PAGE));
+	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va + 8 * PAGE, 8 * PAGE,
+			      IOVA + 16 * PAGE, MAP_RW));
+	map = pa_map_of(va, 24, IOVA);
+	memmove(map.pas + 16, map.pas + 8, 8 * sizeof(*map.pas));
+	length = 8 * PAGE;
+	ASSERT_EQ(0, get_pa(self->fd, self->ioas, IOVA + 8 * PAGE, &length, &phys));
+	for (i = 0; i < 8; i++)
+		map.pas[8 + i] = phys + i * PAGE;
+	nr_with = 24;
+	nr_without = 24;
+	expect_extents(&map, IOVA, 8 * PAGE, expected, &nr_without);
+	expect_extents(&map, IOVA, 24 * PAGE, expected, &nr_with);
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, revoke_dmabuf, &changer));
+	for (end = msecs() + 700; msecs() < end;) {
+		nr = 24;
+		length = ULLONG_MAX;
+		ASSERT_EQ(0, get_pa_extents(self->fd, self->ioas, IOVA, &length,
+					    extents, &nr));
+		if (length == 8 * PAGE) {
+			without++;
+			ASSERT_EQ(nr_without, nr);
+		} else {
+			with++;
+			ASSERT_EQ(24 * PAGE, length);
+			ASSERT_EQ(nr_with, nr);
+		}
+		ASSERT_EQ(0, memcmp(expected, extents, nr * sizeof(*extents)));
+	}
+	__atomic_store_n(&changer.stop, true, __ATOMIC_RELAXED);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	EXPECT_EQ(0, changer.rc);
+	TH_LOG("%u answers with a dma-buf, %u without, while revoked %u times", with,
+	       without, changer.nr);
+	EXPECT_LT(0, with);
+	EXPECT_LT(0, without);
+	EXPECT_LT(5, changer.nr);
+	close(changer.dmabuf);
+	free(map.pas);
 }
 
 /*

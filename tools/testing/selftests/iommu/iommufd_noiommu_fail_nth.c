@@ -440,6 +440,45 @@ TEST_F(fail_nth, get_pa)
 		  pins_are(self, 64));
 }
 
+TEST_F(fail_nth, get_pa_extents)
+{
+	static struct iommu_noiommu_extent extents[64], untouched[64];
+	const uint32_t rooms[] = { 1, 64, UINT32_MAX };
+	unsigned int i, no_memory;
+	uint64_t length;
+	uint32_t nr = 0;
+
+	ASSERT_EQ(0, map_all(self, self->ioas));
+	memset(untouched, 0xa5, sizeof(untouched));
+	for (i = 0; i < ARRAY_SIZE(rooms); i++) {
+		no_memory = 0;
+		/* The array that it keeps is lost to nobody; the user's has nothing */
+		EACH_POINT(({
+				nr = rooms[i];
+				length = 64 * PAGE;
+				memcpy(extents, untouched, sizeof(extents));
+			   }),
+			   get_pa_extents(self->fd, self->ioas, IOVA, &length, extents,
+					  &nr), ({
+			no_memory += rc == ENOMEM;
+			if (rc) {
+				ASSERT_EQ(rooms[i], nr) TH_LOG("point %u", nth);
+				ASSERT_EQ(64 * PAGE, length);
+				ASSERT_EQ(0, memcmp(untouched, extents,
+						    sizeof(extents)));
+			}
+			ASSERT_TRUE(pins_are(self, 64));
+			ASSERT_TRUE(answers(self, self->ioas, IOVA, self->va));
+		}));
+		EXPECT_LT(0, no_memory);
+		ASSERT_LT(0, nr);
+		EXPECT_EQ(pagemap_pa(self->va), extents[0].phys);
+	}
+	/* The plain call needs none */
+	EACH_POINT((void)0, get_pa_errno(self->fd, self->ioas, IOVA),
+		   ASSERT_NE(ENOMEM, rc));
+}
+
 /* A refusal stays one, whatever else fails */
 TEST_F(fail_nth, refusals)
 {

@@ -110,7 +110,7 @@ static size_t get_pa_plain(struct bench *bench, size_t size)
 }
 
 /* The errno of one call, with room for the worst case */
-static int get_pa_extents(struct bench *bench, size_t size, size_t *nr)
+static int all_extents(struct bench *bench, size_t size, size_t *nr)
 {
 	struct iommu_ioas_noiommu_get_pa cmd = {
 		.size = sizeof(cmd),
@@ -200,7 +200,7 @@ static void one_round(struct bench *bench, char *va, size_t size,
 
 	if (bench->has_extents) {
 		start = now();
-		if (get_pa_extents(bench, size, &nr))
+		if (all_extents(bench, size, &nr))
 			err(KSFT_FAIL, "GET_PA with extents");
 		cost[EXTENTS].ns = now() - start;
 		check_answer(bench, nr);
@@ -343,7 +343,7 @@ static bool probe_extents(struct bench *bench, char *va)
 
 	if (ioas_map(bench->iommufd, bench->ioas, va, PAGE, IOVA, MAP_RW))
 		err(KSFT_FAIL, "map");
-	rc = get_pa_extents(bench, PAGE, &nr);
+	rc = all_extents(bench, PAGE, &nr);
 	if (rc && rc != E2BIG && rc != EOPNOTSUPP)
 		errx(KSFT_FAIL, "GET_PA with extents: %s", strerror(rc));
 	if (ioas_unmap(bench->iommufd, bench->ioas, IOVA, PAGE))
