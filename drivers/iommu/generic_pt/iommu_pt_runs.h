@@ -81,6 +81,7 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 	} while ((pts.index = pt_range_to_index(&pts)) != 0);
 	return 0;
 }
+
 /*
  * Almost all entries are in level 0. It gets a loop of its own, without calls
  * even where the compiler optimizes for size.

@@ -254,7 +254,8 @@ static void test_runs_max_tables(struct kunit *test)
 			  runs.total);
 		KUNIT_ASSERT_FALSE(test, runs.run[0].ended);
 		/* No room is one, at the end of a piece too */
-		runs.room = runs.nr = 0;
+		runs.nr = 0;
+		runs.room = 0;
 		KUNIT_ASSERT_EQ(test, __read_runs(test, &runs,
 						  va + pgsz + done,
 						  len - pgsz - done, levels),
