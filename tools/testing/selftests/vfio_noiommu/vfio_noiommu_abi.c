@@ -1306,7 +1306,7 @@ static int compare_pas(const void *a, const void *b)
  */
 static char *contiguous(size_t before, size_t size)
 {
-	size_t want = size / HUGE_PAGE, nr = 2 * want, i, run = 1;
+	size_t want = size / HUGE_PAGE, nr = 3 * want, i, run = 1;
 	char text[32], more[32], **pages = calloc(nr, sizeof(*pages)), *va;
 
 	if (!pages || read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)))
@@ -1336,53 +1336,6 @@ static char *contiguous(size_t before, size_t size)
 	return run ? NULL : va;
 }
 
-/* More entries than are read at a time are one extent still */
-TEST_F(extents, many_page_tables)
-{
-	const size_t size = 140 * HUGE_PAGE / 2;
-	struct pa_map map;
-	char *va = contiguous(0, size);
-	unsigned int i, small;
-	uint32_t ioas;
-
-	if (!va)
-		SKIP(return, "no %zu MiB of contiguous huge pages", size >> 20);
-	for (small = 0; small < 2; small++) {
-		ioas = small ? self->small : self->ioas;
-		map_at(ioas, va, size, IOVA);
-		map = pa_map_of(va, size / PAGE, IOVA);
-		EXPECT_EQ(1, check_at(ioas, &map, IOVA, size, 1));
-		EXPECT_EQ(1, check_at(ioas, &map, IOVA, size, 2));
-		EXPECT_EQ(1, check_at(ioas, &map, IOVA, ULLONG_MAX, UINT32_MAX));
-		EXPECT_EQ(1, check_at(ioas, &map, IOVA + 5, size - 99, 1));
-		EXPECT_EQ(1, check_at(ioas, &map, IOVA + size / 2, size, 1));
-		ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, IOVA, size));
-		/* In three pieces, where no table begins */
-		map.iova = IOVA + 3 * PAGE;
-		map_at(ioas, va + 131 * HUGE_PAGE / 2, size - 131 * HUGE_PAGE / 2,
-		       map.iova + 131 * HUGE_PAGE / 2);
-		map_at(ioas, va + PAGE, 131 * HUGE_PAGE / 2 - PAGE, map.iova + PAGE);
-		map_at(ioas, va, PAGE, map.iova);
-		EXPECT_EQ(1, check_at(ioas, &map, map.iova, size, 1));
-		EXPECT_EQ(1, check_at(ioas, &map, map.iova, size, 2));
-		EXPECT_EQ(1, check_at(ioas, &map, map.iova + 7, ULLONG_MAX, 1));
-		ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, 0, ULLONG_MAX));
-		/* The last entry that there is room for is such a one, behind others */
-		map_at(ioas, va + HUGE_PAGE, PAGE, IOVA);
-		map_at(ioas, va + 3 * PAGE, size - 3 * PAGE, IOVA + PAGE);
-		memmove(map.pas + 1, map.pas + 3, size / PAGE * 8 - 24);
-		map.pas[0] = pagemap_pa(va + HUGE_PAGE);
-		map.iova = IOVA;
-		map.pages -= 2;
-		for (i = 1; i < 4; i++)
-			EXPECT_EQ(i == 1 ? 1 : 2, check_at(ioas, &map, IOVA,
-							   ULLONG_MAX, i));
-		ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, 0, ULLONG_MAX));
-		free(map.pas);
-	}
-	munmap(va, size);
-}
-
 /* Memory to map as it is, or as a file */
 struct pool {
 	char *va;
@@ -1405,42 +1358,84 @@ static struct pool pool_of_file(unsigned int flags, size_t size)
 	return pool;
 }
 
-/* As many tables with an extent each, the same page again and again, before it */
-TEST_F(extents, many_page_tables_of_an_extent)
+/* Pages that are one extent, though they have more tables than are read at a time */
+static void many_page_tables(struct __test_metadata *_metadata,
+			     struct _test_data_extents *self, uint32_t ioas, char *va,
+			     size_t size)
 {
-	const size_t nr = 66, size = (nr + 70) * HUGE_PAGE;
+	const size_t part = size / 16 * 15 + HUGE_PAGE / 2;
+	struct pa_map map = pa_map_of(va, size / PAGE, IOVA);
+	unsigned int i;
+
+	map_at(ioas, va, size, IOVA);
+	EXPECT_EQ(1, check_at(ioas, &map, IOVA, size, 1));
+	EXPECT_EQ(1, check_at(ioas, &map, IOVA, size, 2));
+	EXPECT_EQ(1, check_at(ioas, &map, IOVA, ULLONG_MAX, UINT32_MAX));
+	EXPECT_EQ(1, check_at(ioas, &map, IOVA + 5, size - 99, 1));
+	EXPECT_EQ(1, check_at(ioas, &map, IOVA + size / 2, size, 1));
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, IOVA, size));
+	/* In three pieces, where no table begins */
+	map.iova = IOVA + 3 * PAGE;
+	map_at(ioas, va + part, size - part, map.iova + part);
+	map_at(ioas, va + PAGE, part - PAGE, map.iova + PAGE);
+	map_at(ioas, va, PAGE, map.iova);
+	EXPECT_EQ(1, check_at(ioas, &map, map.iova, size, 1));
+	EXPECT_EQ(1, check_at(ioas, &map, map.iova, size, 2));
+	EXPECT_EQ(1, check_at(ioas, &map, map.iova + 7, ULLONG_MAX, 1));
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, 0, ULLONG_MAX));
+	/* As the last entry that there is room for, behind another */
+	map_at(ioas, va + HUGE_PAGE, PAGE, IOVA);
+	map_at(ioas, va + 3 * PAGE, size - 3 * PAGE, IOVA + PAGE);
+	map.pas[0] = map.pas[HUGE_PAGE / PAGE];
+	memmove(map.pas + 1, map.pas + 3, (map.pages - 3) * sizeof(*map.pas));
+	map.iova = IOVA;
+	map.pages -= 2;
+	for (i = 1; i < 4; i++)
+		EXPECT_EQ(i == 1 ? 1 : 2, check_at(ioas, &map, IOVA, ULLONG_MAX, i));
+	ASSERT_EQ(0, ioas_unmap(self->iommufd, ioas, 0, ULLONG_MAX));
+	free(map.pas);
+}
+
+TEST_F(extents, many_page_tables)
+{
+	const size_t nr = 66, before = nr * HUGE_PAGE, size = 70 * HUGE_PAGE;
 	struct pool page;
 	struct pa_map map;
-	uint32_t room;
 	unsigned int i;
+	uint32_t room;
 	char *va;
 
 	want_huge_pages();
 	page = pool_of_file(MFD_HUGETLB, HUGE_PAGE);
-	va = contiguous(nr * HUGE_PAGE, 70 * HUGE_PAGE);
+	va = contiguous(before, size);
 	if (!page.va || !va)
-		SKIP(return, "no contiguous huge pages");
-	va -= nr * HUGE_PAGE;
-	for (i = 0; i < nr; i++)
+		SKIP(return, "no %zu MiB of contiguous huge pages", size >> 20);
+	many_page_tables(_metadata, self, self->ioas, va, size);
+	many_page_tables(_metadata, self, self->small, va, size);
+
+	/* As many tables with an extent each, the same page again and again, before it */
+	va -= before;
+	for (i = 0; i < nr; i++) {
 		ASSERT_NE(MAP_FAILED, mmap(va + i * HUGE_PAGE, HUGE_PAGE,
 					   PROT_READ | PROT_WRITE,
 					   MAP_SHARED | MAP_FIXED | MAP_POPULATE,
 					   page.fd, 0));
-	map_at(self->small, va, size, IOVA);
-	map = pa_map_of(va, size / PAGE, IOVA);
+	}
+	map_at(self->small, va, before + size, IOVA);
+	map = pa_map_of(va, (before + size) / PAGE, IOVA);
 	for (room = 1; room < nr + 3; room++) {
 		/* Where what is read at a time ends with that extent, and where not */
 		for (i = 0; i < (room < 55 ? 1 : 6); i++)
 			EXPECT_EQ(room < nr + 1 - i ? room : nr + 1 - i,
 				  check_at(self->small, &map, IOVA + i * HUGE_PAGE,
-					   size - i * HUGE_PAGE, room));
-		check_at(self->small, &map, IOVA + HUGE_PAGE - 1, size, room);
+					   ULLONG_MAX, room));
+		check_at(self->small, &map, IOVA + HUGE_PAGE - 1, before + size, room);
 	}
-	check_at(self->small, &map, IOVA + 5 * PAGE, size, UINT32_MAX);
+	check_at(self->small, &map, IOVA + 5 * PAGE, before + size, UINT32_MAX);
 	free(map.pas);
 	close(page.fd);
 	munmap(page.va, HUGE_PAGE);
-	munmap(va, size);
+	munmap(va, before + size);
 }
 
 TEST_F(extents, last_iovas)
