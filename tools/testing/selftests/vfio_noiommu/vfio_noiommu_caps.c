@@ -8,7 +8,6 @@
  */
 #include <sched.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "kselftest_harness.h"
@@ -84,43 +83,6 @@ static int become_somebody(void)
 	       setresuid(SOMEBODY, SOMEBODY, SOMEBODY);
 }
 
-static int pass_fd(int via, int fd)
-{
-	char control[CMSG_SPACE(sizeof(fd))] = {}, byte = 0;
-	struct iovec data = { &byte, 1 };
-	struct msghdr message = {
-		.msg_iov = &data,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(sizeof(fd));
-	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	return sendmsg(via, &message, 0) == 1 ? 0 : -1;
-}
-
-static int receive_fd(int via)
-{
-	char control[CMSG_SPACE(sizeof(int))] = {}, byte;
-	struct iovec data = { &byte, 1 };
-	struct msghdr message = {
-		.msg_iov = &data,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	if (recvmsg(via, &message, 0) != 1 || !CMSG_FIRSTHDR(&message))
-		return -1;
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-	return fd;
-}
-
 TEST_F(caps, lockdown_refuses_open)
 {
 	bool locked = !lockdown_is("none");
@@ -161,46 +123,36 @@ TEST_F(caps, somebody)
 }
 
 /*
- * An open device is the permission to use it, as in all of VFIO: who gets the
- * file may bind it and program it. Physical addresses are told to nobody without
- * the capability all the same.
+ * An open device is the permission to use it, as in all of VFIO: who is given
+ * the file, here by inheritance, may bind it and program it. Physical addresses
+ * are told to nobody without the capability all the same.
  */
-TEST_F(caps, passed_files)
+TEST_F(caps, files_given_to_somebody)
 {
-	int pair[2];
-
 	if (!lockdown_is("none"))
 		SKIP(return, "locked down");
-	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
 	self->device = cdev_open(self->bdf);
 	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	ASSERT_EQ(0, pass_fd(pair[0], self->device));
-	ASSERT_EQ(0, pass_fd(pair[0], self->iommufd));
-	IN_CHILD(EPERM, ({
-		int device = receive_fd(pair[1]), iommufd = receive_fd(pair[1]);
-		uint32_t dev_id, ioas, hwpt, pt_id;
-		void *mem = anon(PAGE, MAP_POPULATE);
-		int rc = become_somebody();
-
-		close(self->device);
-		close(self->iommufd);
-		if (rc || bind_iommufd(device, iommufd, &dev_id) ||
-		    ioas_alloc(iommufd, &ioas) ||
-		    hwpt_alloc(iommufd, dev_id, ioas, 0, &hwpt))
-			_exit(254);
-		pt_id = hwpt;
-		if (attach_pt(device, &pt_id) ||
-		    ioas_map(iommufd, ioas, mem, PAGE, IOVA,
-			     IOMMU_IOAS_MAP_READABLE) ||
-		    pagemap_pa(mem))
-			_exit(253);
-		get_pa_errno(iommufd, ioas, IOVA);
-	}));
-	/* To who opened it the same address space answers */
+	ASSERT_LE(0, self->device);
+	ASSERT_LE(0, self->iommufd);
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
-	EXPECT_EQ(ENOENT, get_pa_errno(self->iommufd, self->ioas, IOVA));
-	close(pair[0]);
-	close(pair[1]);
+	self->mem = anon(PAGE, MAP_POPULATE);
+	IN_CHILD(EPERM, ({
+		uint32_t pt_id = self->ioas;
+
+		if (become_somebody() ||
+		    bind_iommufd(self->device, self->iommufd, &self->dev_id) ||
+		    attach_pt(self->device, &pt_id) ||
+		    ioas_map(self->iommufd, self->ioas, self->mem, PAGE, IOVA,
+			     IOMMU_IOAS_MAP_READABLE))
+			_exit(254);
+		/* Nor does pagemap tell */
+		if (pagemap_pa(self->mem))
+			_exit(253);
+		get_pa_errno(self->iommufd, self->ioas, IOVA);
+	}));
+	/* Who may is told, whoever mapped it */
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
 }
 
 TEST_F(caps, get_pa_in_a_user_namespace)
