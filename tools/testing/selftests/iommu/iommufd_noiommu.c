@@ -364,6 +364,26 @@ TEST_F(noiommu, access_pins_the_same_area)
 	close(access);
 }
 
+/* However many areas there are, each being unpinned at the first try */
+TEST_F(noiommu, access_pins_many_areas)
+{
+	char *va = anon(120 * PAGE, MAP_POPULATE);
+	uint32_t access, pin;
+	int i;
+
+	ASSERT_EQ(0, _test_cmd_create_access(self->fd, self->ioas, &access,
+					     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
+	for (i = 0; i < 120; i++) {
+		ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va + i * PAGE, PAGE,
+				      IOVA + i * PAGE, MAP_RW));
+		ASSERT_EQ(0, access_pin(self->fd, access, IOVA + i * PAGE, va + i * PAGE,
+					PAGE, &pin));
+	}
+	EXPECT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, 120 * PAGE));
+	EXPECT_EQ(self->held.pinned, pinned_pages());
+	close(access);
+}
+
 /* The same of an access and both kinds of domain, where each may hold the pages */
 TEST_F(noiommu, access_beside_both_domains)
 {

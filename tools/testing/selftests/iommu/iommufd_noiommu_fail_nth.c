@@ -332,6 +332,18 @@ TEST_F(fail_nth, files)
 	ASSERT_EQ(0, destroy(self->fd, hwpt));
 	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, iova, 64 * PAGE));
 
+	/*
+	 * Of small batches the last pages that are pinned together are fewer than
+	 * those before, and a table is missing for the first of them
+	 */
+	FAIL_EACH_AT("map of a memfd across tables",
+		     iova = IOVA + nth * FAR + HUGE_PAGE - 60 * PAGE,
+		     ioas_map_file(self->fd, self->ioas, mfd, 0, 63 * PAGE, iova),
+		     ioas_unmap(self->fd, self->ioas, iova, 63 * PAGE),
+		     refuses(self, self->ioas, iova, ENOENT) && pins_are(self, 0));
+	EXPECT_TRUE(answers(self, self->ioas, iova, mfd_buffer));
+	ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, iova, 63 * PAGE));
+
 	FAIL_EACH_AT("map of a dma-buf", iova = IOVA + nth * FAR,
 		     ioas_map_file(self->fd, self->ioas, dmabuf, 0, 8 * PAGE, iova),
 		     ioas_unmap(self->fd, self->ioas, iova, 8 * PAGE),
