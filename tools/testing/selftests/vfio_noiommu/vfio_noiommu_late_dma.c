@@ -193,14 +193,7 @@ static void *nuisance_main(void *arg)
 			late_pump(late);
 		} else {
 			n->is_blind = true;
-			/* Entries of the queue again, and completions unseen */
-			if (late->nvme) {
-				nvme_ring(&late->io, DEPTH / 2);
-				late->io.head = (late->io.head + DEPTH / 2) % DEPTH;
-				writel(late->io.head, late->io.cq_doorbell);
-			}
-			if (late->edu && edu_idle(late))
-				edu_start(late);
+			late_pump_blind(late);
 			set_masters(late);
 			if ((free_pages(late) || n->given_back) && any_master(late))
 				n->master = true;
@@ -296,24 +289,6 @@ static void begin(struct late *late)
 	late_begin(late, false);
 	late_pump(late);
 	must(all_masters(late));
-}
-
-/* Does DMA reach memory? For edu after what it was told before */
-static bool dma_works(struct late *late)
-{
-	volatile char *nvme = late->mem + MEM_DATA, *edu = late->mem + MEM_EDU;
-
-	if (late->nvme) {
-		must(WAIT_FOR((late->completed += nvme_reap(&late->io)) ==
-			      late->submitted));
-		*nvme = 0x5a;
-	}
-	if (late->edu) {
-		must(WAIT_FOR(edu_idle(late)));
-		*edu = 0x5a;
-	}
-	late_pump(late);
-	return WAIT_FOR((!late->nvme || *nvme != 0x5a) && (!late->edu || *edu != 0x5a));
 }
 
 /* The accesses that can hold the bit */
@@ -495,14 +470,15 @@ TEST_F(late, stays_off_through_resets_and_power_states)
 	struct late *late = self->late;
 	struct late_device *device = &late->devices[0];
 	unsigned int pm, tried = 0;
-	int rc;
+	int reset, rc;
 
 	if (late->nr > 1)
 		SKIP(return, "each of them is tested alone");
 	begin(late);
 	pm = find_pm(device);
+	reset = ioctl(device->fd, VFIO_DEVICE_RESET);
 
-	if (!ioctl(device->fd, VFIO_DEVICE_RESET)) {
+	if (!reset) {
 		/* Attached, it is the reset that decides */
 		set_command(device, COMMAND_ON);
 		ASSERT_TRUE(is_master(device));
@@ -546,7 +522,8 @@ TEST_F(late, stays_off_through_resets_and_power_states)
 	}
 	if (!tried)
 		SKIP(return, "it can neither be reset nor put to sleep");
-	TH_LOG("reset%s%s", pm ? ", D3hot" : "", rc ? "" : ", low power");
+	TH_LOG("tried:%s%s%s", reset ? "" : " reset", pm ? " D3hot" : "",
+	       rc ? "" : " low power");
 	late_enable(late);
 	EXPECT_TRUE(dma_works(late));
 }
