@@ -622,21 +622,30 @@ static inline void late_pump_blind(struct late *late)
 }
 
 /* Does DMA reach memory? For edu after what it was told before */
+static inline bool nvme_works(struct late *late)
+{
+	volatile char *mem = late->mem + MEM_DATA;
+
+	must(WAIT_FOR((late->completed += nvme_reap(&late->io)) == late->submitted));
+	*mem = 0x5a;
+	late->submitted += DEPTH - 1;
+	nvme_ring(&late->io, DEPTH - 1);
+	return WAIT_FOR(*mem != 0x5a);
+}
+
+static inline bool edu_works(struct late *late)
+{
+	volatile char *mem = late->mem + MEM_EDU;
+
+	must(WAIT_FOR(edu_idle(late)));
+	*mem = 0x5a;
+	edu_start(late);
+	return WAIT_FOR(*mem == 0x11);
+}
+
 static inline bool dma_works(struct late *late)
 {
-	volatile char *nvme = late->mem + MEM_DATA, *edu = late->mem + MEM_EDU;
-
-	if (late->nvme) {
-		must(WAIT_FOR((late->completed += nvme_reap(&late->io)) ==
-			      late->submitted));
-		*nvme = 0x5a;
-	}
-	if (late->edu) {
-		must(WAIT_FOR(edu_idle(late)));
-		*edu = 0x5a;
-	}
-	late_pump(late);
-	return WAIT_FOR((!late->nvme || *nvme != 0x5a) && (!late->edu || *edu != 0x5a));
+	return (!late->nvme || nvme_works(late)) && (!late->edu || edu_works(late));
 }
 
 /* DMA that certainly comes later, if nobody stops it */
