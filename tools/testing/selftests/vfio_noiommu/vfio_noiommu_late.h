@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <time.h>
 
+#include <linux/compiler.h>
 #include <linux/io.h>
 #include <linux/pci_regs.h>
 
@@ -165,25 +166,26 @@ static inline bool same_pages(const struct late *late, char *va)
 
 static inline void canary_fill(void *va)
 {
-	volatile uint64_t *word = va;
+	uint64_t *word = va;
 	size_t i;
 
 	for (i = 0; i < MEMORY / 8; i++)
-		word[i] = CANARY;
+		WRITE_ONCE(word[i], CANARY);
 }
 
 /* How many words are no longer what they were filled with */
 static inline size_t canary_lost(void *va)
 {
-	volatile uint64_t *word = va;
+	uint64_t *words = va, word;
 	size_t i, lost = 0;
 
 	for (i = 0; i < MEMORY / 8; i++) {
-		if (word[i] == CANARY)
+		word = READ_ONCE(words[i]);
+		if (word == CANARY)
 			continue;
 		if (!lost++)
 			fprintf(stderr, "# word %zu of the canary is %#llx\n", i,
-				(unsigned long long)word[i]);
+				(unsigned long long)word);
 	}
 	return lost;
 }
@@ -440,7 +442,7 @@ static inline unsigned int nvme_reap(struct nvme_queue *q)
 	uint16_t status;
 
 	for (;;) {
-		status = *(volatile u16 *)&q->cq[q->head].status;
+		status = READ_ONCE(q->cq[q->head].status);
 		if ((status & NVME_CQE_PHASE) != q->phase)
 			break;
 		must(!NVME_CQE_STATUS(status));
@@ -624,23 +626,23 @@ static inline void late_pump_blind(struct late *late)
 /* Does DMA reach memory? For edu after what it was told before */
 static inline bool nvme_works(struct late *late)
 {
-	volatile char *mem = late->mem + MEM_DATA;
+	char *mem = late->mem + MEM_DATA;
 
 	must(WAIT_FOR((late->completed += nvme_reap(&late->io)) == late->submitted));
-	*mem = 0x5a;
+	WRITE_ONCE(*mem, 0x5a);
 	late->submitted += DEPTH - 1;
 	nvme_ring(&late->io, DEPTH - 1);
-	return WAIT_FOR(*mem != 0x5a);
+	return WAIT_FOR(READ_ONCE(*mem) != 0x5a);
 }
 
 static inline bool edu_works(struct late *late)
 {
-	volatile char *mem = late->mem + MEM_EDU;
+	char *mem = late->mem + MEM_EDU;
 
 	must(WAIT_FOR(edu_idle(late)));
-	*mem = 0x5a;
+	WRITE_ONCE(*mem, 0x5a);
 	edu_start(late);
-	return WAIT_FOR(*mem == 0x11);
+	return WAIT_FOR(READ_ONCE(*mem) == 0x11);
 }
 
 static inline bool dma_works(struct late *late)

@@ -228,7 +228,7 @@ static pid_t holder(struct late *late, unsigned int what)
 	}
 	if (!(what & CHILD_IOMMUFD))
 		close(late->iommufd);
-	late->ready = true;
+	WRITE_ONCE(late->ready, true);
 	for (;;) {
 		/* Whoever has doorbells rings them until the end */
 		if (what & CHILD_BAR)
@@ -255,7 +255,7 @@ static void child_holds(struct __test_metadata *_metadata, struct _test_data_ord
 	/* A child would copy the pages that are pinned, and there are none for it */
 	start(self);
 	pid = holder(late, what);
-	ASSERT_TRUE(WAIT_FOR(*(volatile bool *)&late->ready));
+	ASSERT_TRUE(WAIT_FOR(READ_ONCE(late->ready)));
 	EXPECT_HELD();
 	late_close(late);
 	if (what & (CHILD_DEVICE | CHILD_BAR)) {
@@ -304,14 +304,14 @@ static void leaves(struct __test_metadata *_metadata, struct _test_data_order *s
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		late_begin(late, iommufd_first);
 		late_start(late);
-		self->late->ready = true;
+		WRITE_ONCE(late->ready, true);
 		if (!exec)
 			_exit(0);
 		/* The memory and the BARs go with the program, and files are O_CLOEXEC */
 		execlp("sleep", "sleep", "60", NULL);
 		_exit(1);
 	}
-	while (!*(volatile bool *)&late->ready)
+	while (!READ_ONCE(late->ready))
 		ASSERT_EQ(0, waitpid(pid, NULL, WNOHANG));
 	self->started = now_ms();
 	EXPECT_GIVEN_BACK();

@@ -47,7 +47,7 @@ FIXTURE_TEARDOWN(late)
  */
 
 /* The process that is killed; with memory of its own, or with memory that is shared */
-static void __attribute__((noreturn)) child_main(struct late *late, char *shared)
+static __noreturn void child_main(struct late *late, char *shared)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	late_open(late, random() % 2);
@@ -58,7 +58,7 @@ static void __attribute__((noreturn)) child_main(struct late *late, char *shared
 	late_enable(late);
 	for (;;) {
 		late_pump(late);
-		late->ready = true;
+		WRITE_ONCE(late->ready, true);
 	}
 }
 
@@ -77,13 +77,7 @@ static pid_t child_start(struct late *late, char *shared)
 	return pid;
 }
 
-/* Some time later it is killed; is it by us that it ended? */
-static bool child_kill(pid_t pid)
-{
-	must(!kill(pid, SIGKILL));
-	return true;
-}
-
+/* Was it by us that it ended? */
 static bool child_was_killed(pid_t pid)
 {
 	int status;
@@ -94,8 +88,8 @@ static bool child_was_killed(pid_t pid)
 
 static bool child_is_ready(struct late *late, pid_t pid)
 {
-	return WAIT_FOR(*(volatile bool *)&late->ready || waitpid(pid, NULL, WNOHANG)) &&
-	       late->ready;
+	return WAIT_FOR(READ_ONCE(late->ready) || waitpid(pid, NULL, WNOHANG)) &&
+	       READ_ONCE(late->ready);
 }
 
 TEST_F_TIMEOUT(late, killed, 1200)
@@ -110,7 +104,7 @@ TEST_F_TIMEOUT(late, killed, 1200)
 		if (round % 8 == 7) {
 			/* Whatever it was at */
 			usleep(random() % 300000);
-			child_kill(pid);
+			must(!kill(pid, SIGKILL));
 			ASSERT_TRUE(child_was_killed(pid));
 			EXPECT_FALSE(any_master(late));
 			EXPECT_EQ(POOL, free_pages(late));
@@ -119,7 +113,7 @@ TEST_F_TIMEOUT(late, killed, 1200)
 		}
 		ASSERT_TRUE(child_is_ready(late, pid));
 		usleep(random() % 10000);
-		child_kill(pid);
+		must(!kill(pid, SIGKILL));
 		/* Not only when it is gone: as soon as a page is free */
 		ASSERT_TRUE(late_wait_free(late, &master)) TH_LOG("round %u", round);
 		EXPECT_FALSE(master)
@@ -153,7 +147,7 @@ TEST_F_TIMEOUT(late, killed_with_shared_memory, 1200)
 		pid = child_start(late, shared);
 		ASSERT_TRUE(child_is_ready(late, pid));
 		usleep(random() % 10000);
-		child_kill(pid);
+		must(!kill(pid, SIGKILL));
 		ASSERT_TRUE(child_was_killed(pid));
 		EXPECT_FALSE(any_master(late));
 		canary_fill(shared);
@@ -185,20 +179,20 @@ struct nuisance {
 
 static void *nuisance_main(void *arg)
 {
-	volatile struct nuisance *n = arg;
+	struct nuisance *n = arg;
 	struct late *late = n->late;
 
-	while (!n->stop) {
-		if (!n->blind) {
+	while (!READ_ONCE(n->stop)) {
+		if (!READ_ONCE(n->blind)) {
 			late_pump(late);
 		} else {
-			n->is_blind = true;
+			WRITE_ONCE(n->is_blind, true);
 			late_pump_blind(late);
 			set_masters(late);
-			if ((free_pages(late) || n->given_back) && any_master(late))
+			if ((free_pages(late) || READ_ONCE(n->given_back)) && any_master(late))
 				n->master = true;
 		}
-		n->turns++;
+		WRITE_ONCE(n->turns, n->turns + 1);
 	}
 	return NULL;
 }
@@ -233,7 +227,7 @@ TEST_F_TIMEOUT(late, detached, 1200)
 
 	late_open(late, false);
 	for (round = 0; round < nr; round++) {
-		volatile struct nuisance n = { .late = late };
+		struct nuisance n = { .late = late };
 
 		way = round % NR_WAYS;
 		hwpt = late->ioas;
@@ -249,25 +243,25 @@ TEST_F_TIMEOUT(late, detached, 1200)
 		late_enable(late);
 		ASSERT_TRUE(all_masters(late));
 
-		ASSERT_EQ(0, pthread_create(&thread, NULL, nuisance_main, (void *)&n));
+		ASSERT_EQ(0, pthread_create(&thread, NULL, nuisance_main, &n));
 		/* It works again, and goes on */
 		ASSERT_TRUE(WAIT_FOR(late->nvme ?
-				     *(volatile unsigned long *)&late->completed > 0 :
-				     n.turns > 10));
-		n.blind = true;
-		ASSERT_TRUE(WAIT_FOR(n.is_blind));
+				     READ_ONCE(late->completed) > 0 :
+				     READ_ONCE(n.turns) > 10));
+		WRITE_ONCE(n.blind, true);
+		ASSERT_TRUE(WAIT_FOR(READ_ONCE(n.is_blind)));
 		munmap(late->mem, MEMORY);
 		usleep(random() % 3000);
 		/* Pinned, and all that keeps them */
 		ASSERT_EQ(0, free_pages(late));
 
 		give_back(late, way, hwpt);
-		n.given_back = true;
+		WRITE_ONCE(n.given_back, true);
 		EXPECT_EQ(POOL, free_pages(late)) TH_LOG("round %u", round);
 		EXPECT_FALSE(any_master(late)) TH_LOG("round %u", round);
 		EXPECT_EQ(0, late_watch(late, late_watch_ms(late, round)))
 			TH_LOG("round %u", round);
-		n.stop = true;
+		WRITE_ONCE(n.stop, true);
 		ASSERT_EQ(0, pthread_join(thread, NULL));
 		EXPECT_FALSE(n.master)
 			TH_LOG("round %u: a page is free, bus mastering on", round);
@@ -645,7 +639,7 @@ FIXTURE(revoked)
 {
 	struct late *late;
 	struct late_device exporter;
-	volatile uint32_t *bar;
+	uint32_t *bar;
 	uint64_t size;
 	uint64_t pa;
 	int dmabuf;
@@ -721,7 +715,7 @@ FIXTURE_TEARDOWN(revoked)
 {
 	if (!self->late)
 		return;
-	munmap((void *)self->bar, self->size);
+	munmap(self->bar, self->size);
 	close(self->exporter.fd);
 	close(self->dmabuf);
 	late_exit(self->late);
@@ -731,15 +725,15 @@ FIXTURE_TEARDOWN(revoked)
 static void start_to_bar(struct _test_data_revoked *self)
 {
 	must(WAIT_FOR(edu_idle(self->late)));
-	*self->bar = 0x5a5a5a5a;
-	must(*self->bar == 0x5a5a5a5a);
+	WRITE_ONCE(*self->bar, 0x5a5a5a5a);
+	must(READ_ONCE(*self->bar) == 0x5a5a5a5a);
 	edu_dma(self->late, EDU_BUFFER, self->pa, EDU_DMA_TO_RAM);
 }
 
 static bool has_landed(struct _test_data_revoked *self)
 {
 	must(WAIT_FOR(edu_idle(self->late)));
-	return *self->bar == 0x11111111;
+	return READ_ONCE(*self->bar) == 0x11111111;
 }
 
 static int bar_errno(struct _test_data_revoked *self)
@@ -789,7 +783,7 @@ TEST_F(revoked, unmapped)
 TEST_F(revoked, exporter_closed)
 {
 	start_to_bar(self);
-	munmap((void *)self->bar, self->size);
+	munmap(self->bar, self->size);
 	close(self->exporter.fd);
 	EXPECT_EQ(EOPNOTSUPP, bar_errno(self));
 	must(WAIT_FOR(edu_idle(self->late)));
@@ -811,7 +805,7 @@ TEST_F(revoked, importer_closed)
 	start_to_bar(self);
 	late_close_device(self->late->edu);
 	usleep((EDU_MS + 20) * 1000);
-	EXPECT_EQ(0x5a5a5a5a, *self->bar);
+	EXPECT_EQ(0x5a5a5a5a, READ_ONCE(*self->bar));
 }
 
 TEST_HARNESS_MAIN
