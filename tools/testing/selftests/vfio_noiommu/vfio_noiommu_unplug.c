@@ -325,9 +325,8 @@ static void close_and_reopen(struct user *u)
 	close(u->device);
 	usleep(50000);
 	dma_step(u);
-	MUST(!u->shared->let_go);
-	munmap((void *)u->bar, u->bar_size);
 	u->shared->let_go = true;
+	munmap((void *)u->bar, u->bar_size);
 
 	/* The HWPT holds the pages on, and tells where they are */
 	MUST(!get_pa(u->iommufd, u->ioas, IOVA, &length, &phys));
@@ -415,7 +414,6 @@ static void go_on_and_exit(struct user *u)
 		MUST(ioctl(u->device, VFIO_DEVICE_RESET) == -1);
 		MUST(errno == EAGAIN || errno == EINVAL || errno == ENOTTY);
 	}
-	MUST(!u->shared->let_go);
 	u->shared->let_go = true;
 }
 
@@ -516,7 +514,7 @@ enum way { UNBIND, REMOVE, DEL, SURPRISE };
 
 FIXTURE(unplug)
 {
-	char bdf[32];
+	char bdf[256];
 	char id[32];
 	char port[32];
 	int qmp;
@@ -549,7 +547,7 @@ VARIANT(nvme, surprise, SURPRISE);
 
 static bool exists(struct _test_data_unplug *self)
 {
-	char path[100];
+	char path[300];
 
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", self->bdf);
 	return !access(path, F_OK);
@@ -564,12 +562,15 @@ static bool plug(struct _test_data_unplug *self, const struct device *dev)
 	return qmp(self->qmp, "device_add", args);
 }
 
-/* The port's power goes off behind the back of the hotplug driver */
-static bool power_off(const char *port)
+/*
+ * The port's power goes off and on again behind the back of the hotplug driver,
+ * which sees that the card is not there any more.
+ */
+static bool pull_out(const char *port)
 {
-	uint16_t control;
+	uint16_t control, off;
 	uint8_t cap, id;
-	char path[100];
+	char path[300];
 	bool done = false;
 	int fd;
 
@@ -577,58 +578,88 @@ static bool power_off(const char *port)
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0 || pread(fd, &cap, 1, PCI_CAPABILITY_LIST) != 1)
 		return false;
-	for (; cap; ) {
+	while (cap) {
 		if (pread(fd, &id, 1, cap) != 1 || id == PCI_CAP_ID_EXP)
 			break;
 		if (pread(fd, &cap, 1, cap + 1) != 1)
 			break;
 	}
 	if (cap && pread(fd, &control, 2, cap + PCI_EXP_SLTCTL) == 2) {
-		control |= PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF;
-		done = pwrite(fd, &control, 2, cap + PCI_EXP_SLTCTL) == 2;
+		off = (control & ~PCI_EXP_SLTCTL_HPIE) | PCI_EXP_SLTCTL_PCC |
+		      PCI_EXP_SLTCTL_PWR_IND_OFF;
+		done = pwrite(fd, &off, 2, cap + PCI_EXP_SLTCTL) == 2 &&
+		       pwrite(fd, &control, 2, cap + PCI_EXP_SLTCTL) == 2;
 	}
 	close(fd);
 	return done;
 }
 
-FIXTURE_SETUP(unplug)
+/* The slot whose address is the device's without the function */
+static bool power_is_off(struct _test_data_unplug *self)
 {
-	char path[100], target[300], *end;
+	char path[300], text[32];
+	unsigned int i;
+
+	for (i = 1; i < 10; i++) {
+		snprintf(path, sizeof(path), "/sys/bus/pci/slots/%u/address", i);
+		if (read_file(path, text, sizeof(text)) ||
+		    strncmp(text, self->bdf, strlen(text)))
+			continue;
+		snprintf(path, sizeof(path), "/sys/bus/pci/slots/%u/power", i);
+		return !read_file(path, text, sizeof(text)) && !strcmp(text, "0");
+	}
+	return false;
+}
+
+/* Where the device is. A test that failed may have left it out. */
+static bool find_plugged(struct _test_data_unplug *self, const struct device *dev)
+{
+	char path[300], target[300];
 	ssize_t len;
 
+	if (!find_device(dev->vendor, dev->device, self->bdf, sizeof(self->bdf)) &&
+	    (self->qmp < 0 || !plug(self, dev) ||
+	     !wait_for(find_device(dev->vendor, dev->device, self->bdf,
+				   sizeof(self->bdf)))))
+		return false;
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", self->bdf);
+	len = readlink(path, target, sizeof(target) - 1);
+	if (len < 0)
+		return false;
+	target[len] = 0;
+	*strrchr(target, '/') = 0;
+	snprintf(self->port, sizeof(self->port), "%.31s", strrchr(target, '/') + 1);
+	snprintf(self->id, sizeof(self->id), "\"id\": \"hot-%s\"", dev->name);
+	return true;
+}
+
+static struct shared *shared_page(void)
+{
+	void *va = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return va == MAP_FAILED ? NULL : va;
+}
+
+FIXTURE_SETUP(unplug)
+{
 	self->qmp = -1;
 	if (variant->way >= DEL) {
 		self->qmp = qmp_open();
 		if (self->qmp < 0)
 			SKIP(return, "no NOIOMMU_QMP");
 	}
-	/* A test that failed may have left it out */
-	if (!find_device(variant->dev->vendor, variant->dev->device, self->bdf,
-			 sizeof(self->bdf))) {
-		if (self->qmp < 0 || !plug(self, variant->dev))
-			SKIP(return, "no device %s", variant->dev->name);
-		ASSERT_TRUE(wait_for(find_device(variant->dev->vendor,
-						 variant->dev->device, self->bdf,
-						 sizeof(self->bdf))));
-	}
+	if (!find_plugged(self, variant->dev))
+		SKIP(return, "no device %s", variant->dev->name);
 	if (device_has_iommu(self->bdf))
 		SKIP(return, "%s has an IOMMU", self->bdf);
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", self->bdf);
-	len = readlink(path, target, sizeof(target) - 1);
-	ASSERT_LT(0, len);
-	target[len] = 0;
-	end = strrchr(target, '/');
-	*end = 0;
-	snprintf(self->port, sizeof(self->port), "%.31s", strrchr(target, '/') + 1);
 
-	snprintf(self->id, sizeof(self->id), "\"id\": \"hot-%s\"", variant->dev->name);
 	self->rounds = getenv("NOIOMMU_ROUNDS") ? atoi(getenv("NOIOMMU_ROUNDS")) : 2;
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(self->bdf));
 	want_huge_pages();
-	self->shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
-			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(MAP_FAILED, self->shared);
+	self->shared = shared_page();
+	ASSERT_NE(NULL, self->shared);
 	self->pinned = pinned_pages();
 	self->tables = table_pages();
 	self->huge = read_field("/proc/meminfo", "HugePages_Free:");
@@ -659,7 +690,7 @@ static void take_away(struct __test_metadata *_metadata, struct _test_data_unplu
 		ASSERT_TRUE(qmp(self->qmp, "device_del", self->id));
 		break;
 	case SURPRISE:
-		ASSERT_TRUE(power_off(self->port));
+		ASSERT_TRUE(pull_out(self->port));
 		break;
 	}
 }
@@ -680,6 +711,7 @@ static bool is_gone(struct _test_data_unplug *self, enum way way)
 static void give_back(struct __test_metadata *_metadata, struct _test_data_unplug *self,
 		      const struct device *dev, enum way way)
 {
+	char name[256];
 	int status;
 
 	if (way <= REMOVE) {
@@ -694,13 +726,16 @@ static void give_back(struct __test_metadata *_metadata, struct _test_data_unplu
 		break;
 	case DEL:
 	case SURPRISE:
-		/* QEMU may be tidying up still */
-		ASSERT_TRUE(wait_for(plug(self, dev)));
+		/* The port ignores a card for a second after its power goes off */
+		ASSERT_TRUE(wait_for(power_is_off(self)));
+		usleep(1200000);
+		ASSERT_TRUE(plug(self, dev));
 		break;
 	}
 	ASSERT_TRUE(wait_for(exists(self)));
-	/* Enumeration finishes after the directory appears */
-	ASSERT_TRUE(wait_for(!device_bind(self->bdf)));
+	/* It is probed some time after that, by vfio-pci if the override came first */
+	ASSERT_TRUE(wait_for(!device_bind(self->bdf) ||
+			     cdev_name(self->bdf, name, sizeof(name))));
 }
 
 static void round_trip(struct __test_metadata *_metadata, struct _test_data_unplug *self,
@@ -798,4 +833,86 @@ TEST_F_TIMEOUT(unplug, user_is_busy, 1200)
 	rounds(_metadata, self, variant->dev, variant->way, IS_BUSY);
 }
 
-TEST_HARNESS_MAIN
+/*
+ * One program has two devices. While it has not yet given back the one, it resets
+ * the other, which is to be removed next.
+ */
+static void reset_one_of_two(struct user users[2])
+{
+	struct user *u = &users[0];
+	int i;
+
+	users[0].iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	users[1].iommufd = users[0].iommufd;
+	for (i = 0; i < 2; i++)
+		open_device(&users[i]);
+	u->shared->ready = true;
+	while (!requested(u))
+		usleep(10000);
+	MUST(wait_for(u->shared->back));
+	ioctl(users[1].device, VFIO_DEVICE_RESET);
+	u->shared->let_go = true;
+	_exit(KSFT_PASS);
+}
+
+FIXTURE(two)
+{
+	struct _test_data_unplug slots[2];
+	struct shared *shared;
+	pid_t user;
+};
+
+FIXTURE_SETUP(two)
+{
+	static const struct device * const devs[2] = { &nvme, &edu };
+	int i, qmp_fd = qmp_open();
+
+	if (qmp_fd < 0)
+		SKIP(return, "no NOIOMMU_QMP");
+	for (i = 0; i < 2; i++) {
+		self->slots[i].qmp = qmp_fd;
+		if (!find_plugged(&self->slots[i], devs[i]))
+			SKIP(return, "no device %s", devs[i]->name);
+		ASSERT_EQ(0, noiommu_switch(true));
+		ASSERT_EQ(0, ensure_bound(self->slots[i].bdf));
+	}
+	self->shared = shared_page();
+	ASSERT_NE(NULL, self->shared);
+}
+
+FIXTURE_TEARDOWN(two)
+{
+	if (self->user > 0)
+		kill(self->user, SIGKILL);
+}
+
+TEST_F_TIMEOUT(two, reset_of_one_while_the_other_is_removed, 200)
+{
+	struct user users[2] = {
+		{ .shared = self->shared, .dev = &nvme, .bdf = self->slots[0].bdf },
+		{ .shared = self->shared, .dev = &edu, .bdf = self->slots[1].bdf },
+	};
+	int i, status;
+
+	self->user = fork();
+	ASSERT_LE(0, self->user);
+	if (!self->user)
+		reset_one_of_two(users);
+	ASSERT_TRUE(wait_for(self->shared->ready || self->shared->line));
+	ASSERT_EQ(0, self->shared->line);
+	take_away(_metadata, &self->slots[0], DEL);
+	ASSERT_TRUE(wait_for(self->shared->requests));
+	take_away(_metadata, &self->slots[1], DEL);
+	/* That the button was pressed is believed after 5 s */
+	sleep(7);
+	self->shared->back = true;
+	ASSERT_TRUE(wait_for(self->shared->let_go || self->shared->line));
+	ASSERT_EQ(0, self->shared->line);
+	ASSERT_EQ(self->user, waitpid(self->user, &status, 0));
+	EXPECT_EQ(0, status);
+	self->user = 0;
+	for (i = 0; i < 2; i++) {
+		ASSERT_TRUE(wait_for(is_gone(&self->slots[i], DEL)));
+		give_back(_metadata, &self->slots[i], users[i].dev, DEL);
+	}
+}TEST_HARNESS_MAIN
