@@ -42,7 +42,7 @@ abi() { "$here/vfio_noiommu_abi" -v edu >"$tmp/abi" || { sed 's/^/# /' "$tmp/abi
 # None of those in use is unloaded, and all stay as they were
 all_refused()
 {
-	for module in vfio_pci vfio_pci_core vfio iommufd iommu_pt_amdv1; do
+	for module in vfio_pci vfio_pci_core vfio iommufd iommu_amdv1; do
 		loaded "$module" || { echo "# $module is not loaded"; return 1; }
 		! rmmod "$module" 2>/dev/null || { echo "# $module was unloaded"; return 1; }
 	done
@@ -65,13 +65,20 @@ unload_all()
 {
 	# Whatever was loaded for vfio-pci, users before those that they use
 	for _ in 1 2 3 4 5 6; do
-		for module in $(names | grep -vxFf "$tmp/before"); do
-			rmmod "$module" 2>/dev/null
+		for module in $(names); do
+			grep -qx "$module" "$tmp/before" ||
+				rmmod "$module" 2>/dev/null
 		done
 	done
-	names | cmp -s - "$tmp/before" || { names | sed 's/^/# left: /'; return 1; }
+	names | cmp -s - "$tmp/before" || { sed 's/^/# left: /' /proc/modules; return 1; }
 }
-nothing_left() { ! ls -d /dev/iommu /dev/vfio/* "$device/vfio-dev" 2>/dev/null; }
+nothing_left()
+{
+	for file in /dev/iommu /dev/vfio/*vfio* /dev/vfio/devices/* "$device/vfio-dev" \
+		    /sys/class/vfio-dev $switch; do
+		[ ! -e "$file" ] || { echo "# left: $file"; return 1; }
+	done
+}
 
 ktap_print_header
 device=
@@ -122,6 +129,7 @@ while [ $round -lt "$rounds" ]; do
 	wait $holder
 	check "unloading vfio-pci waits for a close" waits_for_close
 	check "the device has no driver" [ ! -e "$device/driver" ]
+	echo >"$device/driver_override"
 	check "all modules are unloaded" unload_all
 	check "nothing is left of them" nothing_left
 done
