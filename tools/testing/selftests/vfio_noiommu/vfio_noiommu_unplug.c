@@ -763,9 +763,9 @@ static void round_trip(struct __test_metadata *_metadata, struct _test_data_unpl
 	ASSERT_EQ(0, self->shared->line);
 
 	take_away(_metadata, self, way);
-	/* Killed before it is asked, while it is, or after */
+	/* Killed before it is asked, while it is, or after; a button takes 5 s */
 	if (manner == IS_KILLED && round & 1)
-		usleep(rand() % 200000);
+		usleep((way == DEL ? 4900000 : 0) + rand() % 300000);
 	else
 		ASSERT_TRUE(wait_for(self->shared->requests || self->shared->line));
 	if (manner == IS_KILLED) {
