@@ -2206,9 +2206,6 @@ TEST_F(noiommu, locked_memory_is_accounted)
 /*
  * The device itself
  */
-#define read_once(ptr)		__atomic_load_n(ptr, __ATOMIC_RELAXED)
-#define write_once(ptr, value)	__atomic_store_n(ptr, value, __ATOMIC_SEQ_CST)
-
 static off_t region_offset(int device, unsigned int index, size_t *size)
 {
 	struct vfio_region_info region = {

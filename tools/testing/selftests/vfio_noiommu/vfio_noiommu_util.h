@@ -13,6 +13,10 @@
 
 #define VFIO_SWITCH "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
+/* Of a device, in the order of the code */
+#define read_once(ptr)		__atomic_load_n(ptr, __ATOMIC_RELAXED)
+#define write_once(ptr, value)	__atomic_store_n(ptr, value, __ATOMIC_SEQ_CST)
+
 /* The first entry of a directory that starts with prefix */
 static inline bool find_entry(const char *path, const char *prefix, char *name,
 			      size_t size)
