@@ -4,7 +4,7 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test bench shell tree build refresh clean deps prefixes
+.PHONY: help run test bench shell tree build refresh clean deps prefixes configs
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
@@ -17,6 +17,8 @@ help:
 	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
 	@echo "make refresh   take edits made in build/$(BASE)/src back into patches/ and our files"
 	@echo "make prefixes  build and boot every prefix of the series"
+	@echo "make configs   compile iommufd and VFIO in every combination of options, on 5 architectures"
+	@echo "               ROW=name does those rows of scripts/configs.list"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
 	@echo
 	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
@@ -51,6 +53,9 @@ bench:
 
 prefixes: deps
 	@scripts/prefixes
+
+configs: tree
+	@scripts/configs
 
 refresh:
 	@scripts/refresh

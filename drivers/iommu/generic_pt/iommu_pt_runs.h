@@ -118,7 +118,7 @@ static int NS(read_runs)(struct pt_iommu *iommu_table, dma_addr_t iova,
 {
 	struct pt_range range =
 		pt_make_range(common_from_iommu(iommu_table), iova,
-			      min_t(dma_addr_t, last_iova, PT_VADDR_MAX));
+			      min_t(u64, last_iova, PT_VADDR_MAX));
 	struct pt_read_runs_args runs = {
 		.fn = fn,
 		.arg = arg,
