@@ -8,7 +8,7 @@
  * Workers, processes of four threads, share iommufds, mock devices with and
  * without an IOMMU, VFIO devices, memory and tables of what is alive. A call is
  * made from these tables, so that most succeed, and one in four is then mutated.
- * Meanwhile descriptors are closed, opened anew, duplicated over and passed on,
+ * Meanwhile descriptors are closed, opened anew, duplicated over and taken from other workers,
  * memory is unmapped and moved, and children are forked. A worker ends after a few
  * thousand calls, by exit or by SIGKILL in the middle of the others' calls, and the
  * next one starts from nothing: that bounds memory, and tests teardown.
@@ -41,8 +41,8 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <time.h>
+#include <ucontext.h>
 
 #include <linux/pci_regs.h>
 
@@ -73,10 +73,10 @@ enum {
 	FD_DMABUF	= 140,	/* of VFIO devices, then mock ones */
 	NR_DMABUFS	= 8,
 	FD_ACCESS	= 150,
-	NR_ACCESSES	= 6,
+	NR_ACCESSES	= 4,
 	FD_FAULT	= 160,
 	NR_FAULTS	= 6,	/* fault queues, then vEVENTQs */
-	FD_SOCKET	= 170,
+	FD_LAST		= 170,
 };
 
 /*
@@ -181,8 +181,7 @@ enum {
 	X(OPEN_IOMMUFD, "open of iommufd", 4, NULL)			\
 	X(OPEN_DEVICE, "open of a device", 10, NULL)			\
 	X(DUP, "dup3 over a descriptor", 6, NULL)			\
-	X(SEND, "sendmsg of a descriptor", 5, NULL)			\
-	X(RECEIVE, "recvmsg of a descriptor", 5, NULL)			\
+	X(GET_FD, "pidfd_getfd of a descriptor", 5, NULL)		\
 	X(MEMORY, "mmap, munmap, mremap, madvise, mprotect", 40, NULL)	\
 	X(SIGNAL, "write to an eventfd", 8, NULL)			\
 	X(FORK, "fork", 2, NULL)
@@ -210,13 +209,15 @@ static const struct {
 /* What the processes share */
 static struct shared {
 	_Atomic uint64_t total;
+	_Atomic bool stop;
 	_Atomic uint64_t calls[NR_ROWS];
 	_Atomic uint64_t ok[NR_ROWS];
 	_Atomic uint64_t errnos[NR_ROWS][NR_ERRNO];
 	_Atomic uint64_t kills, forks, crashes;
+	_Atomic int pids[NR_WORKERS];
 	/* Of each thread: what it is at, and when it began */
 	struct {
-		_Atomic int pid, row;
+		_Atomic int row;
 		_Atomic long since;
 	} now[NR_WORKERS][NR_THREADS];
 } *shared;
@@ -256,7 +257,13 @@ static struct context {
 	uint64_t mmap_offset;
 } contexts[NR_IOMMUFD];
 
-static int bound_to[NR_DEVICES];
+/* Of each device: the descriptor that is bound, if one is, and to what */
+static int bound_fd[NR_DEVICES], bound_to[NR_DEVICES];
+/* Of each access descriptor: what it looks in */
+static struct {
+	int context;
+	uint32_t ioas;
+} accesses[16];
 static struct pin {
 	int access;
 	uint32_t id;
@@ -277,7 +284,8 @@ struct thread {
 };
 
 static struct thread threads[NR_THREADS];
-static __thread sigjmp_buf *escape;
+/* Volatile, as what is between its two stores is nothing to the compiler */
+static __thread sigjmp_buf *volatile escape;
 
 static uint64_t mix(uint64_t x)
 {
@@ -326,12 +334,15 @@ static long seconds_now(void)
 
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
-	static const char text[] = "# the fuzzer faulted\n";
+	ucontext_t *where = context;
+	char text[96];
+	int len;
 
 	if (escape)
 		siglongjmp(*escape, 1);
-	shared->crashes++;
-	if (write(1, text, sizeof(text) - 1)) {}
+	len = snprintf(text, sizeof(text), "# signal %d at %p, instruction %#llx\n", signal,
+		       info->si_addr, (long long)where->uc_mcontext.gregs[REG_RIP]);
+	if (write(1, text, len)) {}
 	_exit(99);
 }
 
@@ -508,9 +519,11 @@ static long issue(struct thread *t, enum row row, int fd, unsigned long cmd, siz
 	}
 	/* The wrong kind of descriptor */
 	if (cmd != VFIO_DEVICE_IOEVENTFD && one_in(t, 128))
-		fd = FD_IOMMU + below(t, FD_SOCKET - FD_IOMMU + 2);
+		fd = FD_IOMMU + below(t, FD_LAST - FD_IOMMU);
 	begin(t, row);
 	rc = done(t, row, ioctl(fd, cmd, arg));
+	if (rc == -EBADF && device_of_fd(fd) >= 0)
+		bound_fd[device_of_fd(fd)] = 0;
 	if (arg == t->edge + PAGE - size)
 		memcpy(t->arg, arg, size);
 	return rc;
@@ -613,19 +626,28 @@ static void place(int fd, int number)
 	close(fd);
 }
 
+/* Mostly the one that is bound */
 static int some_device_fd(struct thread *t, int device)
 {
+	if (bound_fd[device] && !one_in(t, 16))
+		return bound_fd[device];
 	return FD_DEVICE + 2 * device + one_in(t, 4);
 }
 
-/* Mostly one of this worker's share: a device can be bound once */
+/* Mostly one that is bound, or of this worker's share: it can be bound once */
 static int some_device(struct thread *t)
 {
-	unsigned int device = below(t, nr_devices);
+	unsigned int i, device = below(t, nr_devices);
 
-	if (!one_in(t, 4))
-		device -= device % NR_WORKERS - t->worker;
-	return device < nr_devices ? device : below(t, nr_devices);
+	if (one_in(t, 16))
+		return device;
+	for (i = 0; i < nr_devices; i++, device = (device + 1) % nr_devices)
+		if (bound_fd[device])
+			return device;
+	for (i = 0; i < nr_devices; i++, device = (device + 1) % nr_devices)
+		if (device % NR_WORKERS == t->worker)
+			return device;
+	return device;
 }
 
 static int some_shmem(struct thread *t)
@@ -916,26 +938,40 @@ static void test_access_call(struct thread *t, int n, int fd, enum row row)
 {
 	struct iommu_test_cmd *c = ARG(struct iommu_test_cmd);
 	int access = FD_ACCESS + below(t, NR_ACCESSES);
-	struct map *map = pick_map(t, n);
 	struct pin *pin = &pins[below(t, ARRAY_SIZE(pins))];
-	uint64_t offset = below(t, map->length | 1);
+	struct map *map;
+	uint64_t offset;
+	int i;
 
+	if (row == R_TEST_PIN || row == R_TEST_RW)
+		n = accesses[access - FD_ACCESS].context;
+	map = pick_map(t, n);
+	for (i = 0; i < NR_MAPS && map->ioas != accesses[access - FD_ACCESS].ioas; i++)
+		map = pick_map(t, n);
+	offset = below(t, map->length | 1);
 	c->id = access;
 	switch (row) {
 	case R_TEST_ACCESS:
 		c->op = IOMMU_TEST_OP_CREATE_ACCESS;
-		c->id = pick(t, n, O_IOAS);
-		if (!one_in(t, 3))
+		c->id = map->length ? map->ioas : pick(t, n, O_IOAS);
+		if (access & 1)
 			c->create_access.flags = MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES;
-		if (ISSUE(row, fd, IOMMU_TEST_CMD) >= 0)
+		if (ISSUE(row, fd, IOMMU_TEST_CMD) >= 0) {
 			place(c->create_access.out_access_fd, access);
+			accesses[access - FD_ACCESS].context = n;
+			accesses[access - FD_ACCESS].ioas = c->id;
+		}
 		break;
 	case R_TEST_ACCESS_IOAS:
 		c->op = IOMMU_TEST_OP_ACCESS_REPLACE_IOAS;
+		n = accesses[access - FD_ACCESS].context;
 		c->access_replace_ioas.ioas_id = pick(t, n, O_IOAS);
-		ISSUE(row, fd, IOMMU_TEST_CMD);
+		if (ISSUE(row, FD_IOMMU + n, IOMMU_TEST_CMD) >= 0)
+			accesses[access - FD_ACCESS].ioas = c->access_replace_ioas.ioas_id;
 		break;
 	case R_TEST_PIN:
+		access |= 1;
+		c->id = access;
 		c->op = IOMMU_TEST_OP_ACCESS_PAGES;
 		c->access_pages.iova = map->iova + offset;
 		c->access_pages.length = 1 + below(t, (map->length - offset) | 1);
@@ -1423,12 +1459,19 @@ static void bar_mmap_call(struct thread *t, int device, int fd)
 	done(t, R_BAR_MMAP, va == MAP_FAILED ? -1 : 0);
 }
 
+static void open_device(struct thread *t, int device);
+
 static void vfio_call(struct thread *t, enum row row)
 {
 	int device = row == R_BAR_WRITE || row == R_IOEVENTFD ? some_shmem(t) :
 		     some_device(t);
-	int fd = some_device_fd(t, device), n = bound_to[device];
+	int fd, n = bound_to[device];
 
+	if (!bound_fd[device] && device % NR_WORKERS == t->worker && !one_in(t, 4)) {
+		open_device(t, device);
+		row = R_BIND;
+	}
+	fd = some_device_fd(t, device);
 	switch (row) {
 	case R_BIND: {
 		struct vfio_device_bind_iommufd *c = ARG(struct vfio_device_bind_iommufd);
@@ -1437,6 +1480,7 @@ static void vfio_call(struct thread *t, enum row row)
 		c->iommufd = FD_IOMMU + n;
 		if (ISSUE(row, fd, VFIO_DEVICE_BIND_IOMMUFD) >= 0) {
 			bound_to[device] = n;
+			bound_fd[device] = fd;
 			keep(t, n, O_IDEV_VFIO, c->out_devid);
 		}
 		break;
@@ -1574,62 +1618,40 @@ static void open_device(struct thread *t, int device)
 {
 	int fd = CALL(t, R_OPEN_DEVICE, open(devices[device].path, O_RDWR | O_CLOEXEC));
 
-	if (fd >= 0)
-		place(fd, some_device_fd(t, device));
+	if (fd < 0)
+		return;
+	/* Over what is there, bound or not */
+	if (bound_fd[device] && !one_in(t, 8)) {
+		close(fd);
+		return;
+	}
+	bound_fd[device] = 0;
+	place(fd, some_device_fd(t, device));
 }
 
 static int some_fd(struct thread *t)
 {
 	switch (below(t, 12)) {
 	case 0: return FD_IOMMU + below(t, NR_IOMMUFD);
-	case 1 ... 2: return some_device_fd(t, below(t, nr_devices));
+	case 1: return some_device_fd(t, below(t, nr_devices));
 	case 3 ... 5: return FD_DMABUF + below(t, NR_DMABUFS);
 	case 6 ... 8: return FD_ACCESS + below(t, NR_ACCESSES);
 	default: return FD_FAULT + below(t, NR_FAULTS);
 	}
 }
 
-static void send_call(struct thread *t)
+/* From another worker, whose memory is another */
+static void get_fd_call(struct thread *t)
 {
-	char space[CMSG_SPACE(sizeof(int))] = {};
-	uint8_t number = some_fd(t);
-	struct iovec iov = { .iov_base = &number, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = space,
-		.msg_controllen = sizeof(space),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	int number = some_fd(t), fd, pidfd;
 
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	*(int *)CMSG_DATA(cmsg) = number;
-	if (CALL(t, R_SEND, sendmsg(FD_SOCKET, &msg, MSG_DONTWAIT | MSG_NOSIGNAL)) >= 0 &&
-	    one_in(t, 2))
-		close(number);
-}
-
-static void receive_call(struct thread *t)
-{
-	char space[CMSG_SPACE(sizeof(int))];
-	uint8_t number;
-	struct iovec iov = { .iov_base = &number, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = space,
-		.msg_controllen = sizeof(space),
-	};
-	struct cmsghdr *cmsg;
-
-	if (CALL(t, R_RECEIVE, recvmsg(FD_SOCKET + 1, &msg, MSG_DONTWAIT |
-				       MSG_CMSG_CLOEXEC)) <= 0)
+	pidfd = syscall(SYS_pidfd_open, shared->pids[below(t, NR_WORKERS)], 0);
+	if (pidfd < 0)
 		return;
-	cmsg = CMSG_FIRSTHDR(&msg);
-	if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
-		place(*(int *)CMSG_DATA(cmsg), number);
+	fd = CALL(t, R_GET_FD, syscall(SYS_pidfd_getfd, pidfd, number, 0));
+	close(pidfd);
+	if (fd >= 0)
+		place(fd, number);
 }
 
 static void memory_call(struct thread *t)
@@ -1736,6 +1758,8 @@ static void other_call(struct thread *t, enum row row)
 		if (fd >= FD_IOMMU && fd < FD_IOMMU + NR_IOMMUFD && !one_in(t, 4))
 			break;
 		CALL(t, row, close(fd));
+		if (device_of_fd(fd) >= 0)
+			bound_fd[device_of_fd(fd)] = 0;
 		if (fd >= FD_IOMMU && fd < FD_IOMMU + NR_IOMMUFD)
 			open_iommufd(t, fd - FD_IOMMU);
 		break;
@@ -1750,15 +1774,12 @@ static void other_call(struct thread *t, enum row row)
 		if (one_in(t, 6))
 			CALL(t, row, dup3(FD_IOMMU + below(t, NR_IOMMUFD), FD_IOMMU + n,
 					  O_CLOEXEC));
-		else
-			CALL(t, row, dup3(FD_DEVICE + 2 * device, FD_DEVICE + 2 * device + 1,
-					  O_CLOEXEC));
+		else if (CALL(t, row, dup3(FD_DEVICE + 2 * device, FD_DEVICE + 2 * device + 1,
+					   O_CLOEXEC)) >= 0 && bound_fd[device])
+			bound_fd[device] = FD_DEVICE + 2 * device;
 		break;
-	case R_SEND:
-		send_call(t);
-		break;
-	case R_RECEIVE:
-		receive_call(t);
+	case R_GET_FD:
+		get_fd_call(t);
 		break;
 	case R_MEMORY:
 		memory_call(t);
@@ -1801,7 +1822,7 @@ static void *thread_main(void *data)
 {
 	struct thread *t = data;
 
-	while (t->calls < WORKER_CALLS / NR_THREADS && shared->total < limit) {
+	while (t->calls < WORKER_CALLS / NR_THREADS && !shared->stop) {
 		if (t->calls >= t->kill_at)
 			kill(getpid(), SIGKILL);
 		step(t);
@@ -1839,7 +1860,7 @@ static void map_scratch(struct thread *t)
 
 static void map_all(void)
 {
-	int i, fd, pair[2];
+	int i, fd;
 
 	map_at(ARENA, ARENA_SIZE, MAP_PRIVATE | MAP_ANONYMOUS, -1, PROT_READ | PROT_WRITE);
 	for (i = 0; i < NR_MEMFDS; i++) {
@@ -1850,10 +1871,6 @@ static void map_all(void)
 	}
 	for (i = 0; i < NR_EVENTS; i++)
 		place(eventfd(0, EFD_NONBLOCK), FD_EVENT + i);
-	if (socketpair(AF_UNIX, SOCK_DGRAM, 0, pair))
-		_exit(98);
-	place(pair[0], FD_SOCKET);
-	place(pair[1], FD_SOCKET + 1);
 }
 
 static void handle_faults(void)
@@ -1875,6 +1892,8 @@ static void set_up(struct thread *t)
 			iommufd_call(t, R_MAP + below(t, 2));
 		for (i = 0; i < 6; i++)
 			hwpt_alloc_call(t, n, FD_IOMMU + n);
+		for (i = 0; i < 3; i++)
+			test_access_call(t, n, FD_IOMMU + n, R_TEST_ACCESS);
 	}
 	for (i = t->worker; i < nr_devices; i += NR_WORKERS) {
 		open_device(t, i);
@@ -2008,18 +2027,20 @@ static void on_alarm(int signal)
 	time_is_up = 1;
 }
 
-static pid_t pids[NR_WORKERS];
 static unsigned int generation;
 
 static void start(unsigned int number)
 {
+	int pid;
+
 	memset(shared->now[number], 0, sizeof(shared->now[number]));
 	generation++;
-	pids[number] = fork();
-	if (!pids[number])
+	pid = fork();
+	if (!pid)
 		worker(number, generation);
-	if (pids[number] < 0)
+	if (pid < 0)
 		ksft_exit_fail_msg("fork: %s\n", strerror(errno));
+	shared->pids[number] = pid;
 }
 
 /* Whoever ended: false if there is nobody left */
@@ -2028,27 +2049,48 @@ static bool reap(bool more)
 	int status, pid, i;
 
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-		for (i = 0; i < NR_WORKERS && pids[i] != pid; i++)
+		for (i = 0; i < NR_WORKERS && shared->pids[i] != pid; i++)
 			;
 		if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
 			shared->kills++;
-		else if (WIFSIGNALED(status) || WEXITSTATUS(status))
-			shared->crashes++;
+		else if (status && !shared->crashes++)
+			ksft_print_msg("a worker ended with status %#x\n", status);
 		if (i == NR_WORKERS)
 			continue;
-		pids[i] = 0;
+		shared->pids[i] = 0;
 		if (more)
 			start(i);
 	}
 	return !pid;
 }
 
-static bool show_hang(void)
+static void show_stacks(int pid)
+{
+	char path[600], text[4096], *line;
+	struct dirent *entry;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	while (dir && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/stack", pid, entry->d_name);
+		if (entry->d_name[0] == '.' || read_file(path, text, sizeof(text)))
+			continue;
+		ksft_print_msg("%d, thread %s\n", pid, entry->d_name);
+		for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
+			ksft_print_msg("%s\n", line);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+/* Whether a call takes too long, or all of them do */
+static bool hangs(bool all)
 {
 	long now = seconds_now();
-	bool hung = false;
-	char path[64], text[4096];
+	struct dirent *entry;
 	int i, j;
+	DIR *dir;
 
 	for (i = 0; i < NR_WORKERS; i++) {
 		for (j = 0; j < NR_THREADS; j++) {
@@ -2056,15 +2098,18 @@ static bool show_hang(void)
 
 			if (!since || now - since < HANG_SECONDS)
 				continue;
-			hung = true;
 			ksft_print_msg("worker %d, thread %d: in %s for %ld s\n", i, j,
 				       rows[shared->now[i][j].row].name, now - since);
-			snprintf(path, sizeof(path), "/proc/%d/stack", pids[i]);
-			if (!read_file(path, text, sizeof(text)))
-				ksft_print_msg("%s\n", text);
+			all = true;
 		}
 	}
-	return hung;
+	dir = all ? opendir("/proc") : NULL;
+	while (dir && (entry = readdir(dir)))
+		if (atoi(entry->d_name) > getpid())
+			show_stacks(atoi(entry->d_name));
+	if (dir)
+		closedir(dir);
+	return all;
 }
 
 /* Until all calls are made and all processes are gone: false if they hang */
@@ -2073,16 +2118,13 @@ static bool run(void)
 	long moved = seconds_now(), told = moved, now;
 	uint64_t total = 0;
 	unsigned int i;
-	bool more = true;
 
 	for (i = 0; i < NR_WORKERS; i++)
 		start(i);
 	for (;;) {
 		usleep(20000);
-		more = more && shared->total < limit && !time_is_up;
-		if (!more && shared->total < limit)
-			limit = 0, total = 0;
-		if (!reap(more))
+		shared->stop |= shared->total >= limit || time_is_up;
+		if (!reap(!shared->stop))
 			return true;
 		now = seconds_now();
 		if (shared->total != total) {
@@ -2093,10 +2135,8 @@ static bool run(void)
 			ksft_print_msg("%llu calls\n", (unsigned long long)total);
 			told = now;
 		}
-		if (now - moved > HANG_SECONDS || show_hang()) {
-			show_hang();
+		if (hangs(now - moved > HANG_SECONDS))
 			return false;
-		}
 	}
 }
 
