@@ -943,6 +943,9 @@ static void test_access_call(struct thread *t, int n, int fd, enum row row)
 	uint64_t offset;
 	int i;
 
+	/* Odd ones can pin */
+	if (row == R_TEST_PIN)
+		access |= 1;
 	if (row == R_TEST_PIN || row == R_TEST_RW)
 		n = accesses[access - FD_ACCESS].context;
 	map = pick_map(t, n);
@@ -970,8 +973,6 @@ static void test_access_call(struct thread *t, int n, int fd, enum row row)
 			accesses[access - FD_ACCESS].ioas = c->access_replace_ioas.ioas_id;
 		break;
 	case R_TEST_PIN:
-		access |= 1;
-		c->id = access;
 		c->op = IOMMU_TEST_OP_ACCESS_PAGES;
 		c->access_pages.iova = map->iova + offset;
 		c->access_pages.length = 1 + below(t, (map->length - offset) | 1);
@@ -980,10 +981,13 @@ static void test_access_call(struct thread *t, int n, int fd, enum row row)
 			*pin = (struct pin) { access, c->access_pages.out_access_pages_id };
 		break;
 	case R_TEST_UNPIN:
+		for (i = 0; i < (int)ARRAY_SIZE(pins) && !pin->access; i++)
+			pin = &pins[i];
 		c->op = IOMMU_TEST_OP_DESTROY_ACCESS_PAGES;
 		c->id = pin->access;
 		c->destroy_access_pages.access_pages_id = pin->id;
-		ISSUE(row, fd, IOMMU_TEST_CMD);
+		if (ISSUE(row, fd, IOMMU_TEST_CMD) >= 0)
+			pin->access = 0;
 		break;
 	default:
 		c->op = IOMMU_TEST_OP_ACCESS_RW;
@@ -1467,7 +1471,7 @@ static void vfio_call(struct thread *t, enum row row)
 		     some_device(t);
 	int fd, n = bound_to[device];
 
-	if (!bound_fd[device] && device % NR_WORKERS == t->worker && !one_in(t, 4)) {
+	if (!bound_fd[device] && device % NR_WORKERS == t->worker && one_in(t, 3)) {
 		open_device(t, device);
 		row = R_BIND;
 	}
@@ -1758,7 +1762,7 @@ static void other_call(struct thread *t, enum row row)
 		if (fd >= FD_IOMMU && fd < FD_IOMMU + NR_IOMMUFD && !one_in(t, 4))
 			break;
 		CALL(t, row, close(fd));
-		if (device_of_fd(fd) >= 0)
+		if (device_of_fd(fd) >= 0 && bound_fd[device_of_fd(fd)] == fd)
 			bound_fd[device_of_fd(fd)] = 0;
 		if (fd >= FD_IOMMU && fd < FD_IOMMU + NR_IOMMUFD)
 			open_iommufd(t, fd - FD_IOMMU);
