@@ -974,8 +974,12 @@ static void test_access_call(struct thread *t, int n, int fd, enum row row)
 		break;
 	case R_TEST_PIN:
 		c->op = IOMMU_TEST_OP_ACCESS_PAGES;
+		/* Whole pages, as far as the memory below is aligned */
+		offset &= ~(PAGE - 1);
 		c->access_pages.iova = map->iova + offset;
-		c->access_pages.length = 1 + below(t, (map->length - offset) | 1);
+		c->access_pages.length = map->length - offset;
+		if (!one_in(t, 4))
+			c->access_pages.length = PAGE;
 		c->access_pages.flags = below(t, 2) * MOCK_FLAGS_ACCESS_WRITE;
 		if (ISSUE(row, fd, IOMMU_TEST_CMD) >= 0)
 			*pin = (struct pin) { access, c->access_pages.out_access_pages_id };
