@@ -400,13 +400,20 @@ static uint64_t boundary(struct thread *t)
 static uint64_t mutate_word(struct thread *t, uint64_t word, unsigned int bits)
 {
 	switch (below(t, 7)) {
-	case 0: return word ^ 1ULL << below(t, bits);
-	case 1: return word + 1 - 2 * below(t, 2);
-	case 2: return word + (PAGE >> below(t, 2)) * (1 - 2 * below(t, 2));
-	case 3: return below(t, 40);
-	case 4: return rnd(t);
-	case 5: return word ^ 1ULL << below(t, bits) ^ 1ULL << below(t, bits);
-	default: return boundary(t);
+	case 0:
+		return word ^ 1ULL << below(t, bits);
+	case 1:
+		return word + 1 - 2 * below(t, 2);
+	case 2:
+		return word + (PAGE >> below(t, 2)) * (1 - 2 * below(t, 2));
+	case 3:
+		return below(t, 40);
+	case 4:
+		return rnd(t);
+	case 5:
+		return word ^ 1ULL << below(t, bits) ^ 1ULL << below(t, bits);
+	default:
+		return boundary(t);
 	}
 }
 
@@ -501,8 +508,12 @@ static long issue(struct thread *t, enum row row, int fd, unsigned long cmd, siz
 	}
 	if (one_in(t, 24)) {
 		switch (below(t, 5)) {
-		case 0: arg = NULL; break;
-		case 1: arg = (void *)0xffff888000100000UL; break;
+		case 0:
+			arg = NULL;
+			break;
+		case 1:
+			arg = (void *)0xffff888000100000UL;
+			break;
 		case 2:	/* the kernel can read it all, and write nothing */
 			memcpy(t->alias, t->arg, PAGE);
 			arg = t->alias_ro;
@@ -1640,11 +1651,16 @@ static void open_device(struct thread *t, int device)
 static int some_fd(struct thread *t)
 {
 	switch (below(t, 12)) {
-	case 0: return FD_IOMMU + below(t, NR_IOMMUFD);
-	case 1: return some_device_fd(t, below(t, nr_devices));
-	case 3 ... 5: return FD_DMABUF + below(t, NR_DMABUFS);
-	case 6 ... 8: return FD_ACCESS + below(t, NR_ACCESSES);
-	default: return FD_FAULT + below(t, NR_FAULTS);
+	case 0:
+		return FD_IOMMU + below(t, NR_IOMMUFD);
+	case 1:
+		return some_device_fd(t, below(t, nr_devices));
+	case 3 ... 5:
+		return FD_DMABUF + below(t, NR_DMABUFS);
+	case 6 ... 8:
+		return FD_ACCESS + below(t, NR_ACCESSES);
+	default:
+		return FD_FAULT + below(t, NR_FAULTS);
 	}
 }
 
@@ -2021,9 +2037,15 @@ static void parse(char *list)
 		if (option < 0 || !value)
 			ksft_exit_fail_msg("arguments: calls=N,seed=N,seconds=N\n");
 		switch (option) {
-		case 0: limit = strtoull(value, NULL, 0); break;
-		case 1: seed = strtoull(value, NULL, 0); break;
-		default: alarm(strtoul(value, NULL, 0)); break;
+		case 0:
+			limit = strtoull(value, NULL, 0);
+			break;
+		case 1:
+			seed = strtoull(value, NULL, 0);
+			break;
+		default:
+			alarm(strtoul(value, NULL, 0));
+			break;
 		}
 	}
 }
@@ -2188,9 +2210,10 @@ static void report(bool ended, long seconds, long long pinned, long long tables)
 		if (rows[row].why_none)
 			ksft_print_msg("  none has to succeed: %s\n", rows[row].why_none);
 	}
-	ksft_print_msg("%llu calls, %llu succeeded, %ld s, seed %llu; %u workers, %llu forks, %llu killed\n",
+	ksft_print_msg("%llu calls, %llu succeeded, %ld s, seed %llu\n",
 		       (unsigned long long)shared->total, (unsigned long long)ok, seconds,
-		       (unsigned long long)seed, generation,
+		       (unsigned long long)seed);
+	ksft_print_msg("%u workers, %llu forks, %llu killed\n", generation,
 		       (unsigned long long)shared->forks,
 		       (unsigned long long)shared->kills);
 
