@@ -28,16 +28,6 @@
 /* Documentation/admin-guide/tainted-kernels.rst */
 #define TAINT_USER 0x40
 
-static int open_pinned_devices(const char *bdf, int *device, int *iommufd,
-			       uint32_t *dev_id)
-{
-	*device = cdev_open(bdf);
-	*iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	if (*device < 0 || *iommufd < 0)
-		return errno;
-	return bind_iommufd(*device, *iommufd, dev_id);
-}
-
 FIXTURE(noiommu)
 {
 	char bdf[256];
@@ -70,7 +60,7 @@ FIXTURE_SETUP(noiommu)
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->pinned = pinned_pages();
-	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
 					 &self->iommufd, &self->dev_id));
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 }
@@ -134,7 +124,7 @@ TEST_F(noiommu, taint_and_log)
 	device_unbind(self->bdf);
 	ASSERT_EQ(0, klogctl(5 /* SYSLOG_ACTION_CLEAR */, NULL, 0));
 	ASSERT_EQ(0, device_bind(self->bdf));
-	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
 					 &self->iommufd, &self->dev_id));
 	len = klogctl(3 /* SYSLOG_ACTION_READ_ALL */, log, sizeof(log) - 1);
 	ASSERT_LT(0, len);
@@ -198,7 +188,7 @@ TEST_F(noiommu, mode_is_kept_when_switched_off)
 	close(self->device);
 	close(self->iommufd);
 	ASSERT_EQ(0, noiommu_switch(false));
-	EXPECT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+	EXPECT_EQ(0, open_bound(self->bdf, &self->device,
 					 &self->iommufd, &self->dev_id));
 	EXPECT_EQ(0, ioas_alloc(self->iommufd, &ioas));
 	EXPECT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, ioas, 0, &hwpt));
@@ -1088,7 +1078,7 @@ FIXTURE_SETUP(extents)
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(bdf));
 	self->pinned = pinned_pages();
-	ASSERT_EQ(0, open_pinned_devices(bdf, &self->device, &self->iommufd,
+	ASSERT_EQ(0, open_bound(bdf, &self->device, &self->iommufd,
 					 &self->dev_id));
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0,
@@ -2093,7 +2083,7 @@ TEST_F(noiommu, pins_return_in_every_order_of_close)
 		char *va = anon(64 * PAGE, MAP_POPULATE);
 		uint32_t pt_id;
 
-		ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+		ASSERT_EQ(0, open_bound(self->bdf, &self->device,
 						 &self->iommufd, &self->dev_id));
 		ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 		pt_id = self->ioas;
@@ -2155,7 +2145,7 @@ TEST_F(noiommu, pins_return_after_sigkill)
 		uint32_t ioas, pt_id;
 		char *va = anon(64 * PAGE, MAP_POPULATE);
 
-		if (open_pinned_devices(self->bdf, &device, &iommufd, &dev_id) ||
+		if (open_bound(self->bdf, &device, &iommufd, &dev_id) ||
 		    ioas_alloc(iommufd, &ioas))
 			_exit(1);
 		pt_id = ioas;
@@ -2175,7 +2165,7 @@ TEST_F(noiommu, pins_return_after_sigkill)
 	EXPECT_TRUE(WIFSIGNALED(status));
 	EXPECT_EQ(self->pinned, pinned_pages());
 	/* The device is free again */
-	ASSERT_EQ(0, open_pinned_devices(self->bdf, &self->device,
+	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
 					 &self->iommufd, &self->dev_id));
 }
 

@@ -342,8 +342,7 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 		siglongjmp(*escape, 1);
 	len = snprintf(text, sizeof(text), "# signal %d at %p, instruction %#llx\n", signal,
 		       info->si_addr, (long long)where->uc_mcontext.gregs[REG_RIP]);
-	if (write(1, text, len)) {}
-	_exit(99);
+	_exit(write(1, text, len) < 0 ? 98 : 99);
 }
 
 /*

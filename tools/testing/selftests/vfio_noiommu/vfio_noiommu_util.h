@@ -158,6 +158,17 @@ static inline int bind_iommufd(int device, int iommufd, uint32_t *id)
 	return rc;
 }
 
+/* Both files, and the device bound */
+static inline int open_bound(const char *bdf, int *device, int *iommufd,
+			     uint32_t *dev_id)
+{
+	*device = cdev_open(bdf);
+	*iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (*device < 0 || *iommufd < 0)
+		return errno;
+	return bind_iommufd(*device, *iommufd, dev_id);
+}
+
 static inline int attach_pt(int device, uint32_t *pt_id)
 {
 	struct vfio_device_attach_iommufd_pt attach = {
