@@ -4,12 +4,14 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test bench shell tree build refresh clean deps prefixes configs
+.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
 	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
 	@echo "               SUITE=name runs one suite or collection of scripts/suites.list"
+	@echo "make test-full the same, and all suites of the test kernel with KASAN too: hours"
+	@echo "make fuzz      random calls on the KASAN kernel: N=1000000, of SEED, or of any"
 	@echo "make bench     what map, GET_PA and unmap cost, against Linux 7.3 and pagemap"
 	@echo "               MIB=256 goes up to that size only, 1024 by default"
 	@echo "make shell     the same guest, with the devices bound, to a shell"
@@ -46,6 +48,13 @@ shell: tree
 
 test: tree
 	@scripts/test
+
+test-full: tree
+	@scripts/test-full
+
+N ?= 1000000
+fuzz: tree
+	@scripts/fuzz $(N) $(SEED)
 
 bench:
 	@scripts/deps gnuplot-nox
