@@ -89,8 +89,8 @@ static void check_run(struct reader *reader, uint64_t iova, uint64_t phys,
 	}
 }
 
-static void read_once(struct reader *reader, struct iommu_noiommu_extent *extents,
-		      unsigned int *seed)
+static void read_extents(struct reader *reader, struct iommu_noiommu_extent *extents,
+			 unsigned int *seed)
 {
 	uint64_t iova = IOVA + rand_r(seed) % (reader->pages * PAGE);
 	uint64_t left = IOVA + reader->pages * PAGE - iova, length, asked, done = 0, phys;
@@ -143,7 +143,7 @@ static void *read_pas(void *arg)
 	unsigned int seed = (uintptr_t)reader;
 
 	while (!get(&reader->stop))
-		read_once(reader, extents, &seed);
+		read_extents(reader, extents, &seed);
 	free(extents);
 	return NULL;
 }
