@@ -5,10 +5,10 @@
  *
  * Two threads ask for physical addresses all the time. Whatever happens meanwhile,
  * an answer is one of the errnos that fit, or made of addresses of memory that was
- * mapped there at some time: memory that is pinned by an IOAS of its own
- * throughout, so that its addresses are known. In the end nothing is pinned. A
- * race takes as long on a slow kernel and gets less done. What is freed under a
- * reader is for KASAN and lockdep to see.
+ * mapped there at some time: those that pagemap had for it, and has again in the end,
+ * so that nothing moved. Then nothing is pinned. A race takes as long on a slow
+ * kernel and gets less done. What is freed under a reader is for KASAN and lockdep to
+ * see.
  */
 #include <pthread.h>
 #include <signal.h>
