@@ -591,7 +591,9 @@ static int open_slot(const char *port, off_t *control)
 	return cap ? fd : -1;
 }
 
+/* Both fields at their highest */
 #define SLOT_IS_OFF (PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF)
+#define SLOT_IS_ON PCI_EXP_SLTCTL_PWR_IND_ON
 
 /*
  * The port's power goes off and on again behind the back of the hotplug driver,
@@ -613,17 +615,22 @@ static bool pull_out(const char *port)
 	return done;
 }
 
-/* The last that the hotplug driver does: QEMU ejects what is there */
-static bool slot_is_off(const char *port)
+/*
+ * The last that the hotplug driver does is to set the indicator. It blinks while
+ * the driver is busy. QEMU ejects what is in a slot that is off.
+ */
+static bool slot_is(const char *port, uint16_t state)
 {
-	uint16_t control = 0;
+	uint16_t control;
 	off_t at;
 	int fd = open_slot(port, &at);
+	bool is_so;
 
-	if (fd >= 0 && pread(fd, &control, 2, at) != 2)
-		control = 0;
+	if (fd < 0)
+		return false;
+	is_so = pread(fd, &control, 2, at) == 2 && (control & SLOT_IS_OFF) == state;
 	close(fd);
-	return (control & SLOT_IS_OFF) == SLOT_IS_OFF;
+	return is_so;
 }
 
 /* Where the device is. A test that failed may have left it out. */
@@ -702,6 +709,7 @@ static void take_away(struct __test_metadata *_metadata, struct _test_data_unplu
 			      device_write(self->bdf, "remove", "1"));
 		break;
 	case DEL:
+		ASSERT_TRUE(wait_for(slot_is(self->port, SLOT_IS_ON)));
 		ASSERT_TRUE(qmp(self->qmp, "device_del", self->id));
 		break;
 	case SURPRISE:
@@ -741,7 +749,13 @@ static void give_back(struct __test_metadata *_metadata, struct _test_data_unplu
 		break;
 	case DEL:
 	case SURPRISE:
-		ASSERT_TRUE(wait_for(slot_is_off(self->port)));
+		ASSERT_TRUE(wait_for(slot_is(self->port, SLOT_IS_OFF)));
+		/*
+		 * Nobody is so quick to put the next card in: the hotplug driver looks
+		 * once more whether there is one, switches it on, and then sees that
+		 * the button was pressed, which would switch it off
+		 */
+		usleep(300000);
 		/* QEMU refuses as long as it is tidying up */
 		ASSERT_TRUE(wait_for(plug(self, dev) || (usleep(100000), false)));
 		break;
