@@ -9,7 +9,8 @@ export BASE
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
 	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
-	@echo "               SUITE=name runs one suite or collection of scripts/suites.list"
+	@echo "               SUITE=name runs one suite or collection of scripts/suites.list,"
+	@echo "               ROUNDS=N goes N rounds of each test that goes rounds"
 	@echo "make test-full the same, and all suites of the test kernel with KASAN too: hours"
 	@echo "make fuzz      random calls on the KASAN kernel: N=1000000, of SEED, or of any"
 	@echo "make bench     what map, GET_PA and unmap cost, against Linux 7.3 and pagemap"

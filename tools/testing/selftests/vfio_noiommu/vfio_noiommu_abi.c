@@ -2359,6 +2359,7 @@ TEST_F(noiommu, hot_reset)
 			  16 * sizeof(struct vfio_pci_dependent_device)];
 	} buf = { .info = { .argsz = sizeof(buf) } };
 	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+	uint32_t pt_id = self->ioas;
 	bool found = false;
 	unsigned int i;
 
@@ -2371,6 +2372,14 @@ TEST_F(noiommu, hot_reset)
 		found |= buf.info.devices[i].devid == self->dev_id;
 	EXPECT_TRUE(found);
 	EXPECT_EQ(0, ERRNO_OF(ioctl(self->device, VFIO_DEVICE_PCI_HOT_RESET, &reset)));
+
+	/* What restores its registers leaves a detached device's bus mastering off */
+	ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+	ASSERT_EQ(0, command_write(self->device, PCI_COMMAND_MASTER));
+	EXPECT_EQ(PCI_COMMAND_MASTER, command_read(self->device) & PCI_COMMAND_MASTER);
+	ASSERT_EQ(0, detach_pt(self->device));
+	EXPECT_EQ(0, ERRNO_OF(ioctl(self->device, VFIO_DEVICE_PCI_HOT_RESET, &reset)));
+	EXPECT_EQ(0, command_read(self->device) & PCI_COMMAND_MASTER);
 }
 
 /* KVM takes VFIO files to know what is assigned; a cdev has no group to ask */

@@ -3,8 +3,8 @@
  * Who may use a device without an IOMMU, and who learns physical addresses
  *
  * Run as root, on kernels booted with lockdown=integrity, with
- * lockdown=confidentiality and without. With NOIOMMU_RAISE_LOCKDOWN=1 in the
- * environment a kernel that is not locked down is locked down for good.
+ * lockdown=confidentiality and without. With NOIOMMU_RAISE_LOCKDOWN=integrity in the
+ * environment, or =confidentiality, a kernel that is not locked down is for good.
  */
 #include <sched.h>
 #include <sys/resource.h>
@@ -124,10 +124,25 @@ TEST_F(caps, somebody)
 
 /*
  * An open device is the permission to use it, as in all of VFIO: who is given
- * the file, here by inheritance, may bind it and program it. Physical addresses
- * are told to nobody without the capability all the same.
+ * the file may bind it and program it. Physical addresses are told to nobody
+ * without the capability all the same.
  */
-TEST_F(caps, files_given_to_somebody)
+static int use_as_somebody(int device, int iommufd, uint32_t ioas)
+{
+	char *mem = anon(PAGE, MAP_POPULATE);
+	uint32_t pt_id = ioas, dev_id;
+
+	if (become_somebody() || bind_iommufd(device, iommufd, &dev_id) ||
+	    attach_pt(device, &pt_id) ||
+	    ioas_map(iommufd, ioas, mem, PAGE, IOVA, IOMMU_IOAS_MAP_READABLE))
+		return 254;
+	/* Nor does pagemap tell */
+	if (pagemap_pa(mem))
+		return 253;
+	return get_pa_errno(iommufd, ioas, IOVA);
+}
+
+TEST_F(caps, files_inherited_by_somebody)
 {
 	if (!lockdown_is("none"))
 		SKIP(return, "locked down");
@@ -136,23 +151,42 @@ TEST_F(caps, files_given_to_somebody)
 	ASSERT_LE(0, self->device);
 	ASSERT_LE(0, self->iommufd);
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
-	self->mem = anon(PAGE, MAP_POPULATE);
-	IN_CHILD(EPERM, ({
-		uint32_t pt_id = self->ioas;
-
-		if (become_somebody() ||
-		    bind_iommufd(self->device, self->iommufd, &self->dev_id) ||
-		    attach_pt(self->device, &pt_id) ||
-		    ioas_map(self->iommufd, self->ioas, self->mem, PAGE, IOVA,
-			     IOMMU_IOAS_MAP_READABLE))
-			_exit(254);
-		/* Nor does pagemap tell */
-		if (pagemap_pa(self->mem))
-			_exit(253);
-		get_pa_errno(self->iommufd, self->ioas, IOVA);
-	}));
+	IN_CHILD(EPERM, use_as_somebody(self->device, self->iommufd, self->ioas));
 	/* Who may is told, whoever mapped it */
 	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
+}
+
+TEST_F(caps, files_sent_to_somebody)
+{
+	int sockets[2], fds[2], status;
+	pid_t pid;
+
+	if (!lockdown_is("none"))
+		SKIP(return, "locked down");
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		uint32_t ioas;
+
+		if (receive_fds(sockets[1], fds, 2, &ioas))
+			_exit(252);
+		_exit(use_as_somebody(fds[0], fds[1], ioas));
+	}
+	self->device = cdev_open(self->bdf);
+	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, self->device);
+	ASSERT_LE(0, self->iommufd);
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
+	fds[0] = self->device;
+	fds[1] = self->iommufd;
+	ASSERT_EQ(0, send_fds(sockets[0], fds, 2, self->ioas));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(EPERM, WEXITSTATUS(status));
+	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
+	close(sockets[0]);
+	close(sockets[1]);
 }
 
 TEST_F(caps, get_pa_in_a_user_namespace)
@@ -204,11 +238,11 @@ TEST_F(caps, raised_lockdown)
 {
 	const char *raise = getenv("NOIOMMU_RAISE_LOCKDOWN");
 
-	if (!raise || strcmp(raise, "1") || !lockdown_is("none"))
-		SKIP(return, "NOIOMMU_RAISE_LOCKDOWN=1 is not given, or it is locked down");
+	if (!raise || !lockdown_is("none"))
+		SKIP(return, "NOIOMMU_RAISE_LOCKDOWN is not given, or it is locked down");
 	ASSERT_EQ(0, set_up_memory(self));
-	ASSERT_EQ(0, write_file(LOCKDOWN, "integrity"));
-	EXPECT_TRUE(lockdown_is("integrity"));
+	ASSERT_EQ(0, write_file(LOCKDOWN, raise));
+	EXPECT_TRUE(lockdown_is(raise));
 	EXPECT_EQ(0, get_pa_errno(self->iommufd, self->ioas, IOVA));
 	EXPECT_EQ(0, detach_pt(self->device));
 	close(self->device);

@@ -10,7 +10,6 @@
  */
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 
 #include "../kselftest_harness.h"
 #include "vfio_noiommu_late.h"
@@ -343,29 +342,10 @@ TEST_ORDER(exec)
  * here: it is given back when the garbage collector of unix sockets runs, at a time
  * of its own, and then in one of these orders.
  */
-static void send_fds(int socket, const int *fds, unsigned int nr)
-{
-	char control[CMSG_SPACE(8 * sizeof(int))] = {};
-	struct iovec data = { .iov_base = "x", .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &data,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = CMSG_SPACE(nr * sizeof(int)),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(nr * sizeof(int));
-	memcpy(CMSG_DATA(cmsg), fds, nr * sizeof(int));
-	must(sendmsg(socket, &msg, 0) == 1);
-}
-
 TEST_ORDER(sent_and_not_received)
 {
 	struct late *late = self->late;
-	int sockets[2], fds[8];
+	int sockets[2], fds[MOST_FDS];
 	unsigned int nr = 0, i;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, sockets))
@@ -374,7 +354,7 @@ TEST_ORDER(sent_and_not_received)
 	for (i = 0; i < late->nr; i++)
 		fds[nr++] = late->devices[i].fd;
 	fds[nr++] = late->iommufd;
-	send_fds(sockets[0], fds, nr);
+	ASSERT_EQ(0, send_fds(sockets[0], fds, nr, 0));
 	close_fds(late);
 	close_iommufd(late);
 	start(self);

@@ -9,6 +9,7 @@
  */
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/prctl.h>
 
 #include "../kselftest_harness.h"
@@ -536,6 +537,154 @@ TEST_F(late, stays_off_through_resets_and_power_states)
 	EXPECT_TRUE(dma_works(late));
 }
 
+/*
+ * Others that read, modify and write the command register: INTx, which an interrupt,
+ * the program and a write of the register mask and unmask, and a reset through sysfs,
+ * which saves the register and restores it. None of them may bring back what a detach
+ * has switched off.
+ */
+#define EDU_IRQ_RAISE	0x60
+
+struct modifier {
+	struct late *late;
+	bool stop;
+	unsigned int turns;
+};
+
+static int set_intx(const struct late_device *device, uint32_t flags, int fd)
+{
+	struct {
+		struct vfio_irq_set set;
+		int32_t fd;
+	} args = {
+		.set.argsz = sizeof(args),
+		.set.flags = flags,
+		.set.index = VFIO_PCI_INTX_IRQ_INDEX,
+		.set.count = 1,
+		.fd = fd,
+	};
+
+	return ERRNO_OF(ioctl(device->fd, VFIO_DEVICE_SET_IRQS, &args));
+}
+
+#define MASK	(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK)
+#define UNMASK	(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK)
+#define TRIGGER	(VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER)
+
+static void *change_intx(void *arg)
+{
+	struct modifier *m = arg;
+	struct late *late = m->late;
+	unsigned int i;
+
+	while (!READ_ONCE(m->stop)) {
+		for (i = 0; i < late->nr; i++) {
+			must(!set_intx(&late->devices[i], MASK, 0));
+			must(!set_intx(&late->devices[i], UNMASK, 0));
+		}
+		WRITE_ONCE(m->turns, m->turns + 1);
+	}
+	return NULL;
+}
+
+static void *change_intx_by_register(void *arg)
+{
+	struct modifier *m = arg;
+	struct late *late = m->late;
+	unsigned int i;
+
+	while (!READ_ONCE(m->stop)) {
+		for (i = 0; i < late->nr; i++) {
+			config_write(&late->devices[i], PCI_COMMAND, 2,
+				     COMMAND_ON | PCI_COMMAND_INTX_DISABLE);
+			config_write(&late->devices[i], PCI_COMMAND, 2, COMMAND_ON);
+		}
+		WRITE_ONCE(m->turns, m->turns + 1);
+	}
+	return NULL;
+}
+
+static void *reset_by_sysfs(void *arg)
+{
+	struct modifier *m = arg;
+	char path[600];
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/reset",
+		 m->late->devices[0].bdf);
+	while (!READ_ONCE(m->stop)) {
+		must(!write_file(path, "1"));
+		WRITE_ONCE(m->turns, m->turns + 1);
+	}
+	return NULL;
+}
+
+static void detach_while(struct __test_metadata *_metadata, struct late *late,
+			 void *(*modify)(void *), unsigned int nr, unsigned int enough)
+{
+	struct modifier m = { .late = late };
+	unsigned int round, looks, i, detached = 0;
+	pthread_t thread;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, modify, &m));
+	for (round = 0; round < nr || READ_ONCE(m.turns) < enough; round++) {
+		late_attach(late, late->ioas);
+		for (i = 0; i < late->nr; i++)
+			config_write(&late->devices[i], PCI_COMMAND, 2, COMMAND_ON);
+		usleep(random() % 2000);
+		late_detach(late);
+		/* Whoever had read the register before has written it by then */
+		for (looks = 0; looks < 20; looks++)
+			if (any_master(late))
+				break;
+		EXPECT_EQ(20, looks) TH_LOG("round %u: bus mastering is on again", round);
+		detached += looks == 20;
+		if (looks < 20)
+			break;
+	}
+	WRITE_ONCE(m.stop, true);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	TH_LOG("detached %u times, register changed %u times", detached, m.turns);
+}
+
+/* Without memory: there is nothing that a device could be told */
+static void begin_with_intx(struct __test_metadata *_metadata, struct late *late, int event)
+{
+	unsigned int i;
+
+	late_open(late, false);
+	for (i = 0; i < late->nr; i++) {
+		config_write(&late->devices[i], PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+		bar0_map(&late->devices[i]);
+		ASSERT_EQ(0, set_intx(&late->devices[i], TRIGGER, event));
+	}
+	/* One that is there as soon as it is unmasked */
+	if (late->edu)
+		writel(1, late->edu->bar0 + EDU_IRQ_RAISE);
+}
+
+TEST_F_TIMEOUT(late, detached_while_intx_is_masked, 300)
+{
+	int event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	ASSERT_LE(0, event);
+	begin_with_intx(_metadata, self->late, event);
+	detach_while(_metadata, self->late, change_intx, 300, 300);
+	detach_while(_metadata, self->late, change_intx_by_register, 300, 300);
+	close(event);
+}
+
+TEST_F_TIMEOUT(late, detached_while_reset_by_sysfs, 300)
+{
+	char path[600];
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/reset",
+		 self->late->devices[0].bdf);
+	if (access(path, F_OK))
+		SKIP(return, "no reset of this device");
+	late_open(self->late, false);
+	detach_while(_metadata, self->late, reset_by_sysfs, 20, 10);
+}
+
 /* To another page table and back: with DMA, and without a gap in it */
 TEST_F(late, replaced)
 {
@@ -544,6 +693,11 @@ TEST_F(late, replaced)
 	uint32_t hwpts[2], bad;
 
 	begin(late);
+	/* The first of them is of a device that was detached meanwhile */
+	late_detach(late);
+	EXPECT_TRUE(is_kept_off(late));
+	late_attach(late, late->ioas);
+	late_enable(late);
 	for (i = 0; i < 2; i++)
 		ASSERT_EQ(0, hwpt_alloc(late->iommufd, late->devices[0].id, late->ioas,
 					0, &hwpts[i]));

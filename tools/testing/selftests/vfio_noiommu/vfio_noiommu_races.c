@@ -15,8 +15,6 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#include <linux/pci_regs.h>
-
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
 
@@ -525,9 +523,20 @@ TEST_F_TIMEOUT(race, iommufd_close, 120)
 	ASSERT_EQ(0, open_all(self, -1));
 }
 
+static void *unbind_main(void *arg)
+{
+	struct _test_data_race *self = arg;
+
+	device_unbind(self->bdf);
+	return NULL;
+}
+
+/* An unbind from the driver waits for the close */
 TEST_F_TIMEOUT(race, device_close_and_unbind, 120)
 {
 	unsigned int changes;
+	pthread_t thread;
+	bool unbinds;
 
 	ASSERT_EQ(0, map_either(self, self->ioas, 0));
 	self->readers[0].pas[0] = self->pas[0];
@@ -539,11 +548,16 @@ TEST_F_TIMEOUT(race, device_close_and_unbind, 120)
 		ASSERT_LE(0, self->device);
 		ASSERT_EQ(0, bind_iommufd(self->device, self->iommufd, &self->dev_id));
 		ASSERT_EQ(0, attach(self, self->ioas));
+		unbinds = n % 4 == 0;
+		if (unbinds) {
+			ASSERT_EQ(0, pthread_create(&thread, NULL, unbind_main, self));
+			usleep(2000);
+		}
 		pause_a_little(n);
 		close(self->device);
 		self->device = -1;
-		if (n % 8 == 0) {
-			device_unbind(self->bdf);
+		if (unbinds) {
+			ASSERT_EQ(0, pthread_join(thread, NULL));
 			ASSERT_EQ(0, device_bind(self->bdf));
 		}
 	});
@@ -674,14 +688,7 @@ static uint64_t bar2_start(const char *bdf)
 
 static int set_memory(int device, bool on)
 {
-	struct vfio_region_info info = {
-		.argsz = sizeof(info), .index = VFIO_PCI_CONFIG_REGION_INDEX,
-	};
-	uint16_t command = on ? PCI_COMMAND_MEMORY : 0;
-
-	if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info))
-		return errno;
-	return pwrite(device, &command, 2, info.offset + PCI_COMMAND) == 2 ? 0 : errno;
+	return command_write(device, on ? PCI_COMMAND_MEMORY : 0);
 }
 
 TEST_F_TIMEOUT(race, dmabuf_revoked, 120)

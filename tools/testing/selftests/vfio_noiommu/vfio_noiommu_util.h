@@ -6,7 +6,9 @@
 #define __VFIO_NOIOMMU_UTIL_H
 
 #include <dirent.h>
+#include <sys/socket.h>
 
+#include <linux/pci_regs.h>
 #include <linux/vfio.h>
 
 #include "../iommu/iommufd_noiommu_utils.h"
@@ -183,6 +185,73 @@ static inline int attach_pt(int device, uint32_t *pt_id)
 
 	*pt_id = attach.pt_id;
 	return rc;
+}
+
+/* Where the command register of PCI is in the file, or -1 */
+static inline off_t command_offset(int device)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info), .index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
+
+	return ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) ? -1 :
+	       (off_t)(info.offset + PCI_COMMAND);
+}
+
+static inline int command_write(int device, uint16_t command)
+{
+	return pwrite(device, &command, 2, command_offset(device)) == 2 ? 0 : errno;
+}
+
+/* As the program sees it, or 0xffff */
+static inline uint16_t command_read(int device)
+{
+	uint16_t command;
+
+	return pread(device, &command, 2, command_offset(device)) == 2 ? command : 0xffff;
+}
+
+/* Files in a message (SCM_RIGHTS), and a number */
+#define MOST_FDS 8
+
+static inline int send_fds(int socket, const int *fds, unsigned int nr, uint32_t number)
+{
+	char control[CMSG_SPACE(MOST_FDS * sizeof(int))] = {};
+	struct iovec data = { .iov_base = &number, .iov_len = sizeof(number) };
+	struct msghdr msg = {
+		.msg_iov = &data,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = CMSG_SPACE(nr * sizeof(int)),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(nr * sizeof(int));
+	memcpy(CMSG_DATA(cmsg), fds, nr * sizeof(int));
+	return sendmsg(socket, &msg, 0) == sizeof(number) ? 0 : errno;
+}
+
+static inline int receive_fds(int socket, int *fds, unsigned int nr, uint32_t *number)
+{
+	char control[CMSG_SPACE(MOST_FDS * sizeof(int))] = {};
+	struct iovec data = { .iov_base = number, .iov_len = sizeof(*number) };
+	struct msghdr msg = {
+		.msg_iov = &data,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg;
+
+	if (recvmsg(socket, &msg, MSG_CMSG_CLOEXEC) != sizeof(*number))
+		return EPROTO;
+	cmsg = CMSG_FIRSTHDR(&msg);
+	if (!cmsg || cmsg->cmsg_len != CMSG_LEN(nr * sizeof(int)))
+		return EPROTO;
+	memcpy(fds, CMSG_DATA(cmsg), nr * sizeof(int));
+	return 0;
 }
 
 static inline int detach_pt(int device)
