@@ -221,11 +221,15 @@ TEST_F(noiommu, group_and_cdev_exclude_each_other)
 TEST_F(noiommu, group_without_and_with_iommufd)
 {
 	struct vfio_device_info info = { .argsz = sizeof(info) };
+	uint32_t pt_id = self->ioas;
 	char path[600];
 	int i;
 
 	if (!group_path(self->bdf, path, sizeof(path)))
 		SKIP(return, "no group noiommu");
+	/* What a detach stops is not stopped for the group */
+	ASSERT_EQ(0, attach_pt(self->device, &pt_id));
+	ASSERT_EQ(0, detach_pt(self->device));
 	close(self->device);
 	self->device = -1;
 	for (i = 0; i < 2; i++) {
@@ -244,6 +248,8 @@ TEST_F(noiommu, group_without_and_with_iommufd)
 		ASSERT_LE(0, device);
 		EXPECT_EQ(0, ioctl(device, VFIO_DEVICE_GET_INFO, &info));
 		EXPECT_LE(VFIO_PCI_CONFIG_REGION_INDEX, info.num_regions);
+		ASSERT_EQ(0, command_write(device, PCI_COMMAND_MASTER));
+		EXPECT_EQ(PCI_COMMAND_MASTER, command_read(device) & PCI_COMMAND_MASTER);
 		close(device);
 		close(group);
 		close(container);
