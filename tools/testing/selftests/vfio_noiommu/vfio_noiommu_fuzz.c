@@ -1893,7 +1893,8 @@ static void *thread_main(void *data)
 {
 	struct thread *t = data;
 
-	while (t->calls < WORKER_CALLS / nr_threads && !shared->stop) {
+	while (t->calls < WORKER_CALLS / nr_threads && shared->total < limit &&
+	       !shared->stop) {
 		if (t->calls >= t->kill_at)
 			kill(getpid(), SIGKILL);
 		step(t);

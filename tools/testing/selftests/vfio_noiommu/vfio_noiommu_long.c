@@ -291,23 +291,35 @@ static void *watch_cpu(void *arg)
 		start;								\
 	})
 
-#define show(what, took)							\
-	TH_LOG("%-6s %8.3f s, longest wait %.3f s of %u maps", what, took,	\
-	       others.longest, others.maps)
+/* What takes less may well be over before others get the CPU */
+#define LONG_ENOUGH_TO_WAIT 0.5
+
+/*
+ * Of several areas nobody waits for them all. One alone is the bound, where who
+ * changes the domains waits for it, and everyone else behind that one.
+ */
+#define show(what, took, is_one)						\
+	do {									\
+		TH_LOG("%-6s %8.3f s, longest wait %.3f s of %u maps", what,	\
+		       took, others.longest, others.maps);			\
+		if ((took) > LONG_ENOUGH_TO_WAIT && !(is_one))			\
+			EXPECT_GT((took) / 2, others.longest);			\
+	} while (0)
 
 TEST_F_TIMEOUT(range, waits, 600)
 {
+	bool is_one = variant->areas == 1;
 	struct others others = {};
 	double took;
 	int turn;
 
 	took = WITH_OTHERS(&others, ASSERT_EQ(0, map_all(self, variant->areas)),
 			   map_small);
-	show("map", took);
+	show("map", took, false);
 	took = WITH_OTHERS(&others, ASSERT_EQ(self->size, get_all(self)), map_small);
-	show("GET_PA", took);
+	show("GET_PA", took, false);
 	took = WITH_OTHERS(&others, ASSERT_EQ(0, unmap_all(self)), map_small);
-	show("unmap", took);
+	show("unmap", took, false);
 
 	/* To fill a domain of small entries takes all the time there is */
 	for (turn = 0; turn < (variant->small_entries ? 1 : 2); turn++) {
@@ -316,19 +328,27 @@ TEST_F_TIMEOUT(range, waits, 600)
 		TH_LOG("while the %s changes", turn ? "domains" : "option");
 		took = WITH_OTHERS(&others, ASSERT_EQ(0, map_all(self, variant->areas)),
 				   map_small, change);
-		show("map", took);
+		show("map", took, is_one);
 		took = WITH_OTHERS(&others, ASSERT_EQ(self->size, get_all(self)),
 				   map_small, change);
-		show("GET_PA", took);
+		/* A domain that is filled meanwhile is as long as a map */
+		show("GET_PA", took, is_one || turn);
 		took = WITH_OTHERS(&others, ASSERT_EQ(0, unmap_all(self)),
 				   map_small, change);
-		show("unmap", took);
 		/* Who waits for the locks gets them between two areas */
-		if (!turn && variant->areas > 1 && variant->small_entries)
-			EXPECT_GT(took / 2, others.longest);
+		show("unmap", took, is_one);
 	}
 }
 
+#define show_gap(what, took)							\
+	do {									\
+		TH_LOG("%-6s %8.3f s, longest gap %.3f s", what, took,		\
+		       others.gap);						\
+		if ((took) > LONG_ENOUGH_TO_WAIT)				\
+			EXPECT_GT((took) / 2, others.gap);			\
+	} while (0)
+
+/* Where the kernel preempts what it does, as on x86, that alone keeps this short */
 TEST_F_TIMEOUT(range, cpu, 600)
 {
 	struct others others;
@@ -336,11 +356,11 @@ TEST_F_TIMEOUT(range, cpu, 600)
 
 	use_cpu(0);
 	took = WITH_OTHERS(&others, ASSERT_EQ(0, map_all(self, variant->areas)), watch_cpu);
-	TH_LOG("map %.3f s, longest gap %.3f s", took, others.gap);
+	show_gap("map", took);
 	took = WITH_OTHERS(&others, ASSERT_EQ(self->size, get_all(self)), watch_cpu);
-	TH_LOG("GET_PA %.3f s, longest gap %.3f s", took, others.gap);
+	show_gap("GET_PA", took);
 	took = WITH_OTHERS(&others, ASSERT_EQ(0, unmap_all(self)), watch_cpu);
-	TH_LOG("unmap %.3f s, longest gap %.3f s", took, others.gap);
+	show_gap("unmap", took);
 	use_any_cpu();
 }
 
