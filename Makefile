@@ -12,7 +12,8 @@ help:
 	@echo "               SUITE=name runs one suite or collection of scripts/suites.list,"
 	@echo "               ROUNDS=N goes N rounds of each test that goes rounds"
 	@echo "make test-full the same, and all suites of the test kernel with KASAN too: hours"
-	@echo "make fuzz      random calls on the KASAN kernel: N=1000000, of SEED, or of any"
+	@echo "make fuzz      random calls on the KASAN kernel: N=1000000, of SEED, or of any;"
+	@echo "               with REPLAY=1 one after the other, the same ones for the same SEED"
 	@echo "make bench     what map, GET_PA and unmap cost, against Linux 7.3 and pagemap"
 	@echo "               MIB=256 goes up to that size only, 1024 by default"
 	@echo "make shell     the same guest, with the devices bound, to a shell"
@@ -55,7 +56,7 @@ test-full: tree
 
 N ?= 1000000
 fuzz: tree
-	@scripts/fuzz $(N) $(SEED)
+	@scripts/fuzz $(N) "$(SEED)" $(REPLAY)
 
 bench:
 	@scripts/deps gnuplot-nox
