@@ -7,6 +7,8 @@
  * environment, or =confidentiality, a kernel that is not locked down is for good.
  */
 #include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -169,6 +171,9 @@ TEST_F(caps, files_sent_to_somebody)
 	if (!pid) {
 		uint32_t ioas;
 
+		/* Neither outlives the test nor keeps what it waits for */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(sockets[0]);
 		if (receive_fds(sockets[1], fds, 2, &ioas))
 			_exit(252);
 		_exit(use_as_somebody(fds[0], fds[1], ioas));

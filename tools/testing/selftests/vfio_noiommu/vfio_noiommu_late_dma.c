@@ -614,6 +614,8 @@ static void *reset_by_sysfs(void *arg)
 	while (!READ_ONCE(m->stop)) {
 		must(!write_file(path, "1"));
 		WRITE_ONCE(m->turns, m->turns + 1);
+		/* Whoever waits for the configuration space gets it */
+		usleep(1000);
 	}
 	return NULL;
 }

@@ -11,6 +11,7 @@
  * see.
  */
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -523,11 +524,19 @@ TEST_F_TIMEOUT(race, iommufd_close, 120)
 	ASSERT_EQ(0, open_all(self, -1));
 }
 
+struct unbinder {
+	const char *bdf;
+	bool begins;
+	bool is_done;
+};
+
 static void *unbind_main(void *arg)
 {
-	struct _test_data_race *self = arg;
+	struct unbinder *unbinder = arg;
 
-	device_unbind(self->bdf);
+	set(&unbinder->begins, true);
+	device_unbind(unbinder->bdf);
+	set(&unbinder->is_done, true);
 	return NULL;
 }
 
@@ -544,14 +553,20 @@ TEST_F_TIMEOUT(race, device_close_and_unbind, 120)
 	close(self->device);
 	start_readers(self, EOPNOTSUPP, 0, 0);
 	changes = RACE_UNTIL(RESETS * MSECS, raced(self), {
+		struct unbinder unbinder = { .bdf = self->bdf };
+
 		self->device = cdev_open(self->bdf);
 		ASSERT_LE(0, self->device);
 		ASSERT_EQ(0, bind_iommufd(self->device, self->iommufd, &self->dev_id));
 		ASSERT_EQ(0, attach(self, self->ioas));
 		unbinds = n % 4 == 0;
 		if (unbinds) {
-			ASSERT_EQ(0, pthread_create(&thread, NULL, unbind_main, self));
+			ASSERT_EQ(0, pthread_create(&thread, NULL, unbind_main,
+						    &unbinder));
+			while (!get(&unbinder.begins))
+				sched_yield();
 			usleep(2000);
+			EXPECT_FALSE(get(&unbinder.is_done));
 		}
 		pause_a_little(n);
 		close(self->device);
