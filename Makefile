@@ -4,7 +4,7 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs
+.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs check series dist
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
@@ -23,6 +23,9 @@ help:
 	@echo "make prefixes  build and boot every prefix of the series"
 	@echo "make configs   compile iommufd and VFIO in every combination of options, on 5 architectures"
 	@echo "               ROW=name does those rows of scripts/configs.list"
+	@echo "make check     checkpatch, sparse, W=1, kernel-doc, coccicheck, codespell, shellcheck"
+	@echo "make series    the series as commits and as mails with a cover letter; VERSION=2 makes a v2"
+	@echo "make dist      an archive of it: mailbox, quilt series, checksums, tried on $(BASE).y"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
 	@echo
 	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
@@ -67,6 +70,18 @@ prefixes: deps
 
 configs: tree
 	@scripts/configs
+
+check:
+	@scripts/deps codespell coccinelle git shellcheck
+	@scripts/check
+
+series:
+	@scripts/deps git
+	@scripts/series
+
+dist:
+	@scripts/deps git
+	@scripts/dist
 
 refresh:
 	@scripts/refresh

@@ -103,7 +103,8 @@ static int noiommu_open_cdev(const char *address)
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", address);
 	dir = opendir(path);
 	if (!dir)
-		die("Is there such a device, and is it bound to vfio-pci? Without an IOMMU that needs\n  /sys/module/vfio/parameters/enable_unsafe_noiommu_mode to be Y, see dmesg.",
+		die("Is it there, and bound to vfio-pci? See dmesg, and\n"
+		    "  /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, which has to be Y.",
 		    "%s", path);
 	while ((entry = readdir(dir)))
 		if (entry->d_name[0] != '.')
@@ -112,7 +113,7 @@ static int noiommu_open_cdev(const char *address)
 
 	errno = 0;
 	if (strncmp(name, "noiommu-", 8))
-		die("This driver is for devices without one: others take IOVAs, not physical addresses.",
+		die("This driver is for devices without one: others take IOVAs.",
 		    "%s has an IOMMU (%s)", address, name);
 
 	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
@@ -175,7 +176,7 @@ static void noiommu_open(struct noiommu_device *dev, const char *address)
 
 	bind.iommufd = dev->iommufd;
 	if (ioctl(dev->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind))
-		die(errno == EOPNOTSUPP ? "Physical addresses would not be right for this device: see dmesg." :
+		die(errno == EOPNOTSUPP ? "Physical addresses would be wrong for it: see dmesg." :
 		    errno == EBUSY ? "Its group /dev/vfio/noiommu-* is open." : NULL,
 		    "VFIO_DEVICE_BIND_IOMMUFD");
 
@@ -547,7 +548,7 @@ static void nvme_identify(struct nvme *nvme)
 	/* Metadata would be transferred beyond the PRPs that are given here */
 	if (!nvme->nr_blocks || lbaf & 0xffff ||
 	    (lbaf >> 16 & 0xff) < 9 || (lbaf >> 16 & 0xff) > 12)
-		die("It is absent, or its format is not blocks of 512 to 4096 bytes without metadata.",
+		die("It has to be there, with blocks of 512 to 4096 bytes, no metadata.",
 		    "namespace 1 is not one that this example can use");
 	nvme->block_size = 1U << (lbaf >> 16 & 0xff);
 	printf("  capacity   %llu blocks of %u bytes, %llu MiB\n",

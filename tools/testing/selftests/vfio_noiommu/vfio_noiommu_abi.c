@@ -61,7 +61,7 @@ FIXTURE_SETUP(noiommu)
 	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->pinned = pinned_pages();
 	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
-					 &self->iommufd, &self->dev_id));
+				&self->iommufd, &self->dev_id));
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 }
 
@@ -125,7 +125,7 @@ TEST_F(noiommu, taint_and_log)
 	ASSERT_EQ(0, klogctl(5 /* SYSLOG_ACTION_CLEAR */, NULL, 0));
 	ASSERT_EQ(0, device_bind(self->bdf));
 	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
-					 &self->iommufd, &self->dev_id));
+				&self->iommufd, &self->dev_id));
 	len = klogctl(3 /* SYSLOG_ACTION_READ_ALL */, log, sizeof(log) - 1);
 	ASSERT_LT(0, len);
 	log[len] = 0;
@@ -189,7 +189,7 @@ TEST_F(noiommu, mode_is_kept_when_switched_off)
 	close(self->iommufd);
 	ASSERT_EQ(0, noiommu_switch(false));
 	EXPECT_EQ(0, open_bound(self->bdf, &self->device,
-					 &self->iommufd, &self->dev_id));
+				&self->iommufd, &self->dev_id));
 	EXPECT_EQ(0, ioas_alloc(self->iommufd, &ioas));
 	EXPECT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, ioas, 0, &hwpt));
 	EXPECT_EQ(0, attach_pt(self->device, &hwpt));
@@ -1085,7 +1085,7 @@ FIXTURE_SETUP(extents)
 	ASSERT_EQ(0, ensure_bound(bdf));
 	self->pinned = pinned_pages();
 	ASSERT_EQ(0, open_bound(bdf, &self->device, &self->iommufd,
-					 &self->dev_id));
+				&self->dev_id));
 	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 	ASSERT_EQ(0, hwpt_alloc(self->iommufd, self->dev_id, self->ioas, 0,
 				&self->hwpt));
@@ -2090,7 +2090,7 @@ TEST_F(noiommu, pins_return_in_every_order_of_close)
 		uint32_t pt_id;
 
 		ASSERT_EQ(0, open_bound(self->bdf, &self->device,
-						 &self->iommufd, &self->dev_id));
+					&self->iommufd, &self->dev_id));
 		ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas));
 		pt_id = self->ioas;
 		ASSERT_EQ(0, attach_pt(self->device, &pt_id));
@@ -2172,7 +2172,7 @@ TEST_F(noiommu, pins_return_after_sigkill)
 	EXPECT_EQ(self->pinned, pinned_pages());
 	/* The device is free again */
 	ASSERT_EQ(0, open_bound(self->bdf, &self->device,
-					 &self->iommufd, &self->dev_id));
+				&self->iommufd, &self->dev_id));
 }
 
 /* As a user without CAP_IPC_LOCK, who may lock 64 pages */

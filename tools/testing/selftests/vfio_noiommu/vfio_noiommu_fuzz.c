@@ -2090,8 +2090,7 @@ static void parse(char *list)
 		int option = getsubopt(&list, names, &value);
 
 		if (option < 0 || !value)
-			ksft_exit_fail_msg("arguments: calls=N,seed=N,seconds=N,"
-					   "devices=0|1,workers=N,threads=N\n");
+			ksft_exit_fail_msg("calls|seed|seconds|devices|workers|threads=N,...\n");
 		n = strtoul(value, NULL, 0);
 		switch (option) {
 		case 0:
