@@ -4,7 +4,7 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs
+.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs docs
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
@@ -23,6 +23,8 @@ help:
 	@echo "make prefixes  build and boot every prefix of the series"
 	@echo "make configs   compile iommufd and VFIO in every combination of options, on 5 architectures"
 	@echo "               ROW=name does those rows of scripts/configs.list"
+	@echo "make docs      render our pages and the kernel's that we change, as the kernel does;"
+	@echo "               fails on a message that the unpatched kernel's pages lack"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
 	@echo
 	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
@@ -67,6 +69,10 @@ prefixes: deps
 
 configs: tree
 	@scripts/configs
+
+docs: tree
+	@scripts/deps python3-sphinx python3-yaml
+	@scripts/docs
 
 refresh:
 	@scripts/refresh
