@@ -4,7 +4,7 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps prefixes configs check series dist
+.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps bisect configs check series dist docs
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
@@ -20,12 +20,14 @@ help:
 	@echo "make tree      download Linux $(BASE) and compose build/$(BASE)/src"
 	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
 	@echo "make refresh   take edits made in build/$(BASE)/src back into patches/ and our files"
-	@echo "make prefixes  build and boot every prefix of the series"
+	@echo "make bisect    build, boot and test every prefix of the series: hours"
 	@echo "make configs   compile iommufd and VFIO in every combination of options, on 5 architectures"
 	@echo "               ROW=name does those rows of scripts/configs.list"
 	@echo "make check     checkpatch, sparse, W=1, kernel-doc, coccicheck, codespell, shellcheck"
 	@echo "make series    the series as commits and as mails with a cover letter; VERSION=2 makes a v2"
 	@echo "make dist      an archive of it: mailbox, quilt series, checksums, tried on $(BASE).y"
+	@echo "make docs      render our pages and the kernel's that we change, as the kernel does;"
+	@echo "               fails on a message that the unpatched kernel's pages lack"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
 	@echo
 	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
@@ -65,8 +67,8 @@ bench:
 	@scripts/deps gnuplot-nox
 	@scripts/bench
 
-prefixes: deps
-	@scripts/prefixes
+bisect: deps
+	@scripts/bisect
 
 configs: tree
 	@scripts/configs
@@ -82,6 +84,10 @@ series:
 dist:
 	@scripts/deps git
 	@scripts/dist
+
+docs: tree
+	@scripts/deps python3-sphinx python3-yaml
+	@scripts/docs
 
 refresh:
 	@scripts/refresh
