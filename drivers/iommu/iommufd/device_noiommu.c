@@ -13,17 +13,47 @@
 #include <linux/device.h>
 #include <linux/dma-map-ops.h>
 #include <linux/iommu.h>
+#include <linux/swiotlb.h>
 
 #include "iommufd_private.h"
 
 /*
- * An SME host sets an encryption bit in each DMA address, and a confidential
- * guest's private memory can't be reached by DMA at all.
+ * Device trees describe a bus whose addresses are the CPU's by a map as well.
+ * What such a map leaves out, like what is beyond the reach of the device, is for
+ * the user to know.
  */
+static bool noiommu_has_bus_offset(struct device *dev)
+{
+	const struct bus_dma_region *map = dev->dma_range_map;
+
+	for (; map && map->size; map++)
+		if (map->cpu_start != map->dma_start)
+			return true;
+	return false;
+}
+
+/* The user knows how far the device reaches, but not a bridge */
+static bool noiommu_bus_is_limited(struct device *dev)
+{
+	return dev->bus_dma_limit &&
+	       dev->bus_dma_limit < dma_get_required_mask(dev);
+}
+
+/* An SME host sets an encryption bit in each DMA address */
 static bool noiommu_memory_is_encrypted(struct device *dev)
 {
 	KUNIT_STATIC_STUB_REDIRECT(noiommu_memory_is_encrypted, dev);
 	return cc_platform_has(CC_ATTR_MEM_ENCRYPT);
+}
+
+/*
+ * DMA reaches a pool of memory only, where a confidential guest's memory is
+ * private and where the device has a restricted-dma-pool
+ */
+static bool noiommu_is_bounced(struct device *dev)
+{
+	KUNIT_STATIC_STUB_REDIRECT(noiommu_is_bounced, dev);
+	return is_swiotlb_force_bounce(dev);
 }
 
 /* Xen's machine frames, and IOMMUs that are not under the IOMMU subsystem */
@@ -58,20 +88,24 @@ int iommufd_noiommu_check_device(struct device *dev)
 	if (iommu && iommu->iommu_dev)
 		return -EINVAL;
 
-	if (dev->dma_range_map)
-		reason = "its bus has a DMA range map";
+	if (noiommu_has_bus_offset(dev))
+		reason = "its bus has a DMA offset";
 	else if (IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA))
 		reason = "the platform has DMA addresses of its own";
 	else if (noiommu_has_dma_ops(dev))
 		reason = "DMA is translated outside the IOMMU subsystem";
 	else if (noiommu_memory_is_encrypted(dev))
 		reason = "memory is encrypted";
+	else if (noiommu_is_bounced(dev))
+		reason = "its DMA has to be bounced";
+	else if (noiommu_bus_is_limited(dev))
+		reason = "its bus does not reach all of memory";
 	else if (!noiommu_is_coherent(dev))
 		reason = "DMA is not cache coherent";
 	else
 		return 0;
 
-	dev_warn(dev, "can't be used without an IOMMU: %s\n", reason);
+	dev_warn_ratelimited(dev, "can't be used without an IOMMU: %s\n", reason);
 	return -EOPNOTSUPP;
 }
 

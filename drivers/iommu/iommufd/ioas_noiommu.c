@@ -5,7 +5,8 @@
  * The IOVA range is read area by area, and a large area in several steps. Locks
  * are held for a step only: between two steps what was found is copied to the
  * user, whose memory may fault and whose fault may need the locks. The IOAS is
- * held throughout, so that a fault that waits for its destruction fails that.
+ * held throughout, and IOMMU_DESTROY of it returns EBUSY meanwhile, to a fault
+ * handler as well.
  */
 #include <linux/capability.h>
 #include <linux/generic_pt/iommu.h>
@@ -224,7 +225,7 @@ static int noiommu_check_extents(struct iommufd_ucmd *ucmd)
 	if (!(cmd->flags & IOMMU_NOIOMMU_GET_PA_EXTENTS))
 		return cmd->nr_extents || cmd->__reserved2 || cmd->extents ?
 			       -EINVAL : 0;
-	if (ucmd->user_size < sizeof(*cmd))
+	if (ucmd->user_size < offsetofend(typeof(*cmd), extents))
 		return -EINVAL;
 	if (cmd->__reserved2)
 		return -EOPNOTSUPP;

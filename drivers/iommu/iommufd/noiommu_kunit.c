@@ -28,6 +28,8 @@ static struct device *noiommu_good_device(struct kunit *test)
 				   noiommu_answer_no);
 	kunit_activate_static_stub(test, noiommu_memory_is_encrypted,
 				   noiommu_answer_no);
+	kunit_activate_static_stub(test, noiommu_is_bounced,
+				   noiommu_answer_no);
 	kunit_activate_static_stub(test, noiommu_is_coherent,
 				   noiommu_answer_yes);
 	return dev;
@@ -54,10 +56,11 @@ static void noiommu_check_iommu(struct kunit *test)
 	dev->iommu = NULL;
 }
 
-static void noiommu_check_dma_range_map(struct kunit *test)
+static void noiommu_check_bus_offset(struct kunit *test)
 {
 	static const struct bus_dma_region map[] = {
-		{ .cpu_start = 0, .dma_start = SZ_1G, .size = SZ_1G },
+		{ .cpu_start = 0, .dma_start = 0, .size = SZ_1G },
+		{ .cpu_start = SZ_1G, .dma_start = SZ_2G, .size = SZ_1G },
 		{}
 	};
 	struct device *dev = noiommu_good_device(test);
@@ -66,6 +69,44 @@ static void noiommu_check_dma_range_map(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 	/* Freed with the device otherwise */
 	dev->dma_range_map = NULL;
+}
+
+static void noiommu_check_bus_without_offset(struct kunit *test)
+{
+	static const struct bus_dma_region map[] = {
+		{ .cpu_start = 0, .dma_start = 0, .size = SZ_1G },
+		{ .cpu_start = SZ_2G, .dma_start = SZ_2G, .size = SZ_1G },
+		{}
+	};
+	struct device *dev = noiommu_good_device(test);
+
+	dev->dma_range_map = map;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev),
+			IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA) ? -EOPNOTSUPP :
+								  0);
+	dev->dma_range_map = NULL;
+}
+
+static void noiommu_check_bus_limit(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	/* No machine that runs this has less */
+	dev->bus_dma_limit = SZ_1M - 1;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+	dev->bus_dma_limit = U64_MAX;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev),
+			IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA) ? -EOPNOTSUPP :
+								  0);
+}
+
+static void noiommu_check_bounced(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+
+	kunit_activate_static_stub(test, noiommu_is_bounced,
+				   noiommu_answer_yes);
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 }
 
 static void noiommu_check_dma_ops(struct kunit *test)
@@ -95,7 +136,7 @@ static void noiommu_check_coherency(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 }
 
-/* Both binds ask before they look at the iommufd */
+/* The bind asks before it looks at the iommufd */
 static void noiommu_bind_refuses(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
@@ -122,7 +163,10 @@ static void noiommu_bind_is_not_the_default(struct kunit *test)
 static struct kunit_case noiommu_check_cases[] = {
 	KUNIT_CASE(noiommu_check_good),
 	KUNIT_CASE(noiommu_check_iommu),
-	KUNIT_CASE(noiommu_check_dma_range_map),
+	KUNIT_CASE(noiommu_check_bus_offset),
+	KUNIT_CASE(noiommu_check_bus_without_offset),
+	KUNIT_CASE(noiommu_check_bus_limit),
+	KUNIT_CASE(noiommu_check_bounced),
 	KUNIT_CASE(noiommu_check_dma_ops),
 	KUNIT_CASE(noiommu_check_memory_encryption),
 	KUNIT_CASE(noiommu_check_coherency),

@@ -5,6 +5,7 @@
 #   NOIOMMU_GROUP=1 with VFIO_NOIOMMU, NOIOMMU_CDEV=1 with VFIO_CDEV_NOIOMMU,
 #   0 without; by default both are on.
 #   NOIOMMU_FRESH=1 if no noiommu mode was used since boot.
+#   VFIO_NOIOMMU_DEVICES names the devices that may be used, "all" is any.
 
 . "$(dirname "$0")/../kselftest/ktap_helpers.sh"
 
@@ -35,25 +36,45 @@ count()
 # How many more of these nodes than before, when only other devices had some
 more() { [ $(($(count "$1") - $2)) = "$3" ] || { echo "# $1: $(count "$1"), before $2"; false; }; }
 probe() { echo "$bdf" >$pci/drivers/vfio-pci/bind; }
-refused() { ! probe 2>/tmp/error && grep -qi 'invalid argument' /tmp/error; }
+refused() { ! probe 2>"$error" && grep -qi 'invalid argument' "$error"; }
 unbind() { echo "$bdf" >"$device/driver/unbind"; }
 
 ktap_print_header
 device=
 for dir in "$pci"/devices/*; do
+	case " $VFIO_NOIOMMU_DEVICES " in
+	*" all "* | *" ${dir##*/} "*) ;;
+	*) continue ;;
+	esac
 	# An NVMe controller
 	[ "$(cat "$dir/class")" != 0x010802 ] || device=$dir
 done
 if [ -z "$device" ]; then
-	ktap_skip_all "no NVMe controller"
+	ktap_skip_all "no NVMe controller of those that VFIO_NOIOMMU_DEVICES names"
 	exit "$KSFT_SKIP"
 fi
 bdf=${device##*/}
-[ ! -e "$device/driver" ] || unbind
 if [ -e "$device/iommu_group" ]; then
-	ktap_skip_all "$bdf has an IOMMU"
-	exit "$KSFT_SKIP"
+	case $(cat "$device/iommu_group/name" 2>/dev/null) in
+	vfio-noiommu) ;;	# That of an earlier test
+	*)
+		ktap_skip_all "$bdf has an IOMMU"
+		exit "$KSFT_SKIP" ;;
+	esac
 fi
+error=$(mktemp)
+driver=$(readlink "$device/driver")
+override=$(cat "$device/driver_override")
+restore()
+{
+	rm -f "$error"
+	[ ! -e "$device/driver" ] || unbind
+	[ "$override" != "(null)" ] || override=
+	echo "$override" >"$device/driver_override"
+	[ -z "$driver" ] || echo "$bdf" >"$pci/drivers/${driver##*/}/bind"
+}
+trap restore EXIT
+[ ! -e "$device/driver" ] || unbind
 echo vfio-pci >"$device/driver_override"
 
 if [ "$group$cdev" = 00 ]; then

@@ -41,6 +41,25 @@ static inline bool find_entry(const char *path, const char *prefix, char *name,
 }
 
 /* The PCI address of the first device of these IDs */
+/*
+ * The tests take a device from its driver and overwrite what is on it. So they use
+ * none but those that VFIO_NOIOMMU_DEVICES in the environment names by address, or
+ * "all", on a machine that is there for nothing else.
+ */
+static inline bool device_may_be_used(const char *bdf)
+{
+	const char *given = getenv("VFIO_NOIOMMU_DEVICES");
+	char list[4096], *device, *rest = list;
+
+	if (!given)
+		return false;
+	snprintf(list, sizeof(list), "%s", given);
+	while ((device = strsep(&rest, " ,")))
+		if (!strcmp(device, bdf) || !strcmp(device, "all"))
+			return true;
+	return false;
+}
+
 static inline bool find_device(const char *vendor, const char *device,
 			       char *bdf, size_t size)
 {
@@ -52,7 +71,7 @@ static inline bool find_device(const char *vendor, const char *device,
 	while (dir && !found && (entry = readdir(dir))) {
 		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vendor",
 			 entry->d_name);
-		if (entry->d_name[0] == '.' ||
+		if (entry->d_name[0] == '.' || !device_may_be_used(entry->d_name) ||
 		    read_file(path, text, sizeof(text)) || strcmp(text, vendor))
 			continue;
 		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/device",

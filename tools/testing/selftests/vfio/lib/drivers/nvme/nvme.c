@@ -128,15 +128,30 @@ static void nvme_write64(struct vfio_pci_device *device, unsigned int reg, u64 v
 	nvme_write(device, reg + 4, value >> 32);
 }
 
-static int nvme_probe(struct vfio_pci_device *device)
+static bool nvme_is_scratch(struct vfio_pci_device *device)
 {
 	const char *scratch = getenv("VFIO_SELFTESTS_NVME_SCRATCH");
+	size_t length = strlen(device->bdf);
+
+	while (scratch && *scratch) {
+		size_t word = strcspn(scratch, " ");
+
+		if (word == length && !strncmp(scratch, device->bdf, length))
+			return true;
+		scratch += word;
+		scratch += strspn(scratch, " ");
+	}
+	return false;
+}
+
+static int nvme_probe(struct vfio_pci_device *device)
+{
 	static bool told;
 
 	if (vfio_pci_config_readl(device, PCI_CLASS_REVISION) >> 8 != NVME_PCI_CLASS)
 		return -EINVAL;
 
-	if (!scratch || !strstr(scratch, device->bdf)) {
+	if (!nvme_is_scratch(device)) {
 		if (!told)
 			dev_err(device, "nvme: The driver overwrites the disk. If nobody needs what is on it:\n"
 				"    export VFIO_SELFTESTS_NVME_SCRATCH=%s\n", device->bdf);
