@@ -202,9 +202,8 @@ static void noiommu_open(struct noiommu_device *dev, const char *address)
 }
 
 /*
- * Nothing but this program keeps a device without an IOMMU from writing to pages
- * that were given back: stop the device, then return the memory. When the
- * program is killed, the kernel closes in this order.
+ * An unmap stops nothing: stop the device, then return the memory. A detach stops
+ * it, for PCI, and when the program is killed the kernel closes in this order.
  */
 static void noiommu_close(struct noiommu_device *dev)
 {

@@ -394,19 +394,9 @@ static inline void *anon(size_t size, int flags)
 	exit(KSFT_FAIL);
 }
 
-/* As many huge pages as a test takes, if the system has fewer */
-static inline void want_huge_pages(void)
-{
-	char text[32];
-
-	if (!read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)) &&
-	    atoi(text) < 16)
-		write_file("/proc/sys/vm/nr_hugepages", "16");
-}
-
+/* Of those that the system has set aside: 16 are enough for each of the tests */
 static inline void *anon_huge(size_t size)
 {
-	want_huge_pages();
 	return anon(size, MAP_HUGETLB | MAP_POPULATE);
 }
 

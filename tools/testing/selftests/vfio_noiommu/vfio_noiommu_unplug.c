@@ -679,7 +679,6 @@ FIXTURE_SETUP(unplug)
 	self->rounds = getenv("NOIOMMU_ROUNDS") ? atoi(getenv("NOIOMMU_ROUNDS")) : 2;
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(self->bdf));
-	want_huge_pages();
 	self->shared = shared_page();
 	ASSERT_NE(NULL, self->shared);
 	self->pinned = pinned_pages();
