@@ -11,6 +11,7 @@
 #include <kunit/static_stub.h>
 #include <linux/cc_platform.h>
 #include <linux/device.h>
+#include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/iommu.h>
 #include <linux/swiotlb.h>
