@@ -14,15 +14,12 @@
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/iommu.h>
+#include <linux/ioport.h>
 #include <linux/swiotlb.h>
 
 #include "iommufd_private.h"
 
-/*
- * Device trees describe a bus whose addresses are the CPU's by a map as well.
- * What such a map leaves out, like what is beyond the reach of the device, is for
- * the user to know.
- */
+/* Device trees describe a bus whose addresses are the CPU's by a map as well */
 static bool noiommu_has_bus_offset(struct device *dev)
 {
 	const struct bus_dma_region *map = dev->dma_range_map;
@@ -33,11 +30,32 @@ static bool noiommu_has_bus_offset(struct device *dev)
 	return false;
 }
 
-/* The user knows how far the device reaches, but not a bridge */
+static int noiommu_is_out_of_reach(struct resource *res, void *arg)
+{
+	struct device *dev = arg;
+	const struct bus_dma_region *map = dev->dma_range_map;
+
+	if (dev->bus_dma_limit && res->end > dev->bus_dma_limit)
+		return 1;
+	if (!map)
+		return 0;
+	for (; map->size; map++)
+		if (res->start >= map->cpu_start &&
+		    res->end - map->cpu_start < map->size)
+			return 0;
+	return 1;
+}
+
+/*
+ * How far the device reaches its user knows, but nothing tells of a bridge. RAM
+ * is where user memory comes from, be it in one region of a map each.
+ */
 static bool noiommu_bus_is_limited(struct device *dev)
 {
-	return dev->bus_dma_limit &&
-	       dev->bus_dma_limit < dma_get_required_mask(dev);
+	return (dev->bus_dma_limit || dev->dma_range_map) &&
+	       walk_iomem_res_desc(IORES_DESC_NONE,
+				   IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY, 0,
+				   U64_MAX, dev, noiommu_is_out_of_reach) == 1;
 }
 
 /* An SME host sets an encryption bit in each DMA address */

@@ -73,17 +73,17 @@ static void noiommu_check_bus_offset(struct kunit *test)
 
 static void noiommu_check_bus_without_offset(struct kunit *test)
 {
-	static const struct bus_dma_region map[] = {
-		{ .cpu_start = 0, .dma_start = 0, .size = SZ_1G },
-		{ .cpu_start = SZ_2G, .dma_start = SZ_2G, .size = SZ_1G },
-		{}
-	};
+	static const struct bus_dma_region all[] = { { .size = U64_MAX }, {} };
+	/* No machine that runs this has less */
+	static const struct bus_dma_region part[] = { { .size = SZ_1M }, {} };
 	struct device *dev = noiommu_good_device(test);
 
-	dev->dma_range_map = map;
+	dev->dma_range_map = all;
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev),
 			IS_ENABLED(CONFIG_ARCH_HAS_PHYS_TO_DMA) ? -EOPNOTSUPP :
 								  0);
+	dev->dma_range_map = part;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 	dev->dma_range_map = NULL;
 }
 
@@ -91,7 +91,6 @@ static void noiommu_check_bus_limit(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
 
-	/* No machine that runs this has less */
 	dev->bus_dma_limit = SZ_1M - 1;
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
 	dev->bus_dma_limit = U64_MAX;

@@ -90,7 +90,7 @@ static inline int mock_setup(int *fd, uint32_t *ioas, struct mock *dev,
 		rc = EOPNOTSUPP;
 	*fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (*fd < 0)
-		return errno;
+		return errno == ENOENT ? ENOTTY : errno;
 	rc = rc ?: ioas_alloc(*fd, ioas);
 	rc = rc ?: mock_noiommu(*fd, *ioas, dev);
 	rc = rc ?: ERRNO_OF(_test_ioctl_set_temp_memory_limit(*fd, limit));

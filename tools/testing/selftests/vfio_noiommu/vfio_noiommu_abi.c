@@ -1309,7 +1309,8 @@ static char *contiguous(size_t before, size_t size)
 	if (!pages || read_file("/proc/sys/vm/nr_hugepages", text, sizeof(text)))
 		return NULL;
 	snprintf(more, sizeof(more), "%zu", nr);
-	write_file("/proc/sys/vm/nr_hugepages", more);
+	if ((size_t)atoi(text) < nr)
+		write_file("/proc/sys/vm/nr_hugepages", more);
 	for (i = 0; i < nr; i++) {
 		pages[i] = anon(HUGE_PAGE, MAP_HUGETLB | MAP_POPULATE);
 		if (!pages[i])
@@ -2312,21 +2313,23 @@ TEST(two_devices)
 	int iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	uint32_t dev_id[2], pt_id[2], ioas, other;
 	char *va = anon(PAGE, MAP_POPULATE);
-	int device[2], i;
-	char bdf[256];
 	long long pinned = pinned_pages();
+	char bdf[2][256];
+	int device[2], i;
 
+	for (i = 0; i < 2; i++) {
+		if (!find_device(ids[i][0], ids[i][1], bdf[i], sizeof(bdf[i])))
+			SKIP(return, "needs NVMe and edu");
+		if (device_has_iommu(bdf[i]))
+			SKIP(return, "%s has an IOMMU", bdf[i]);
+	}
 	ASSERT_LE(0, iommufd);
 	ASSERT_EQ(0, ioas_alloc(iommufd, &ioas));
 	ASSERT_EQ(0, ioas_alloc(iommufd, &other));
 	ASSERT_EQ(0, noiommu_switch(true));
 	for (i = 0; i < 2; i++) {
-		if (!find_device(ids[i][0], ids[i][1], bdf, sizeof(bdf)))
-			SKIP(return, "needs NVMe and edu");
-		if (device_has_iommu(bdf))
-			SKIP(return, "%s has an IOMMU", bdf);
-		ASSERT_EQ(0, ensure_bound(bdf));
-		device[i] = cdev_open(bdf);
+		ASSERT_EQ(0, ensure_bound(bdf[i]));
+		device[i] = cdev_open(bdf[i]);
 		ASSERT_LE(0, device[i]);
 		ASSERT_EQ(0, bind_iommufd(device[i], iommufd, &dev_id[i]));
 		pt_id[i] = ioas;
@@ -2428,8 +2431,11 @@ TEST_F(noiommu, kvm)
 /*
  * A device behind an IOMMU and one without in one iommufd
  */
+#define UNSAFE_INTERRUPTS "/sys/module/iommufd/parameters/allow_unsafe_interrupts"
+
 FIXTURE(mixed)
 {
+	char unsafe[8];			/* what that was */
 	int iommufd;
 	int device[2];			/* without and with an IOMMU */
 	uint32_t dev_id[2];
@@ -2457,7 +2463,8 @@ FIXTURE_SETUP(mixed)
 		SKIP(return, "needs a device behind an IOMMU and one without");
 
 	/* Emulated IOMMUs isolate no MSIs */
-	write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts", "Y");
+	ASSERT_EQ(0, read_file(UNSAFE_INTERRUPTS, self->unsafe, sizeof(self->unsafe)));
+	write_file(UNSAFE_INTERRUPTS, "Y");
 	ASSERT_EQ(0, noiommu_switch(true));
 	self->pinned = pinned_pages();
 	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
@@ -2480,6 +2487,8 @@ FIXTURE_SETUP(mixed)
 
 FIXTURE_TEARDOWN(mixed)
 {
+	if (self->unsafe[0])
+		write_file(UNSAFE_INTERRUPTS, self->unsafe);
 	if (self->iommufd < 0)
 		return;
 	close(self->device[0]);
@@ -2641,9 +2650,10 @@ TEST(mdev_is_not_noiommu)
 	ssize_t len;
 
 	snprintf(path, sizeof(path), "%s/mdev_supported_types/mtty-1/create", parent);
+	if (!device_may_be_used("mtty") || access(path, W_OK))
+		SKIP(return, "no sample mtty, or VFIO_NOIOMMU_DEVICES does not name it");
 	ASSERT_EQ(0, noiommu_switch(true));
-	if (write_file(path, uuid))
-		SKIP(return, "no sample mtty");
+	ASSERT_EQ(0, write_file(path, uuid));
 	snprintf(path, sizeof(path), "%s/%s/vfio-dev", parent, uuid);
 	ASSERT_TRUE(find_entry(path, "", name, sizeof(name)));
 	EXPECT_EQ(0, strncmp(name, "vfio", 4));

@@ -2054,14 +2054,14 @@ static void find_devices(int iommufd)
 	char name[256];
 	int rc;
 
-	if (noiommu_switch(true))
-		ksft_exit_skip("no noiommu mode\n");
 	for (i = 0; i < ARRAY_SIZE(pci_ids); i++) {
 		struct device *device = &devices[nr_devices];
 
 		if (!find_device(pci_ids[i].vendor, pci_ids[i].device, device->bdf,
 				 sizeof(device->bdf)) || device_has_iommu(device->bdf))
 			continue;
+		if (noiommu_switch(true))
+			ksft_exit_skip("no noiommu mode\n");
 		if (ensure_bound(device->bdf) ||
 		    !cdev_name(device->bdf, name, sizeof(name)))
 			ksft_exit_fail_msg("can't bind %s to vfio-pci\n", device->bdf);

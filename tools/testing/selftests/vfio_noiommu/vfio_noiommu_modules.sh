@@ -83,7 +83,7 @@ nothing_left()
 ktap_print_header
 device=
 for dir in "$pci"/devices/*; do
-	case " $VFIO_NOIOMMU_DEVICES " in
+	case " $(echo "$VFIO_NOIOMMU_DEVICES" | tr , ' ') " in
 	*" all "* | *" ${dir##*/} "*) ;;
 	*) continue ;;
 	esac

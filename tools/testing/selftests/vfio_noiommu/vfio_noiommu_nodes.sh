@@ -42,7 +42,7 @@ unbind() { echo "$bdf" >"$device/driver/unbind"; }
 ktap_print_header
 device=
 for dir in "$pci"/devices/*; do
-	case " $VFIO_NOIOMMU_DEVICES " in
+	case " $(echo "$VFIO_NOIOMMU_DEVICES" | tr , ' ') " in
 	*" all "* | *" ${dir##*/} "*) ;;
 	*) continue ;;
 	esac
@@ -63,11 +63,13 @@ if [ -e "$device/iommu_group" ]; then
 	esac
 fi
 error=$(mktemp)
+before=$(cat $switch 2>/dev/null)
 driver=$(readlink "$device/driver")
 override=$(cat "$device/driver_override")
 restore()
 {
 	rm -f "$error"
+	[ ! -e $switch ] || echo "$before" >$switch
 	[ ! -e "$device/driver" ] || unbind
 	[ "$override" != "(null)" ] || override=
 	echo "$override" >"$device/driver_override"
@@ -107,7 +109,6 @@ group_matches()
 }
 
 ktap_set_plan $((12 + group + cdev + 3 * ${NOIOMMU_FRESH:-0}))
-before=$(cat $switch)
 if [ "${NOIOMMU_FRESH:-0}" = 1 ]; then
 	check "the switch is N by default" [ "$before" = N ]
 	check "nothing is tainted yet" not tainted
@@ -134,5 +135,4 @@ check "no other cdev" more "$others" "$had_others" 0
 unbind
 check "unbound: no group node" more "$groups" "$had_groups" 0
 check "unbound: no cdev" more "$cdevs $others" $((had_cdevs + had_others)) 0
-echo "$before" >$switch
 ktap_finished

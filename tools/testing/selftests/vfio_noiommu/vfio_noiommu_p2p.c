@@ -121,6 +121,8 @@ FIXTURE_SETUP(p2p)
 	self->dmabuf = -1;
 	if (!find_device("0x1af4", "0x1110", exporter_bdf, sizeof(exporter_bdf)))
 		SKIP(return, "no ivshmem device (1af4:1110), whose BAR has memory");
+	if (!device_may_be_used(device_bdf))
+		SKIP(return, "VFIO_NOIOMMU_DEVICES does not name %s", device_bdf);
 	ASSERT_EQ(0, ensure_bound(exporter_bdf));
 	ASSERT_EQ(0, ensure_bound(device_bdf));
 	SKIP_MODE_MISMATCH(return, device_bdf, MODE_IOMMUFD_NOIOMMU);

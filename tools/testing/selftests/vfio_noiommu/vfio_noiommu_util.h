@@ -40,7 +40,6 @@ static inline bool find_entry(const char *path, const char *prefix, char *name,
 	return found;
 }
 
-/* The PCI address of the first device of these IDs */
 /*
  * The tests take a device from its driver and overwrite what is on it. So they use
  * none but those that VFIO_NOIOMMU_DEVICES in the environment names by address, or
@@ -60,6 +59,7 @@ static inline bool device_may_be_used(const char *bdf)
 	return false;
 }
 
+/* The PCI address of the first device of these IDs that may be used */
 static inline bool find_device(const char *vendor, const char *device,
 			       char *bdf, size_t size)
 {
@@ -122,6 +122,23 @@ static inline bool device_has_iommu(const char *bdf)
 static inline int noiommu_switch(bool on)
 {
 	return write_file(VFIO_SWITCH, on ? "Y" : "N");
+}
+
+static char noiommu_switch_was[8];
+static pid_t noiommu_switch_of;
+
+__attribute__((constructor)) static void noiommu_switch_remember(void)
+{
+	noiommu_switch_of = getpid();
+	if (read_file(VFIO_SWITCH, noiommu_switch_was, sizeof(noiommu_switch_was)))
+		noiommu_switch_was[0] = 0;
+}
+
+/* Not when a child ends */
+__attribute__((destructor)) static void noiommu_switch_restore(void)
+{
+	if (getpid() == noiommu_switch_of && noiommu_switch_was[0])
+		write_file(VFIO_SWITCH, noiommu_switch_was);
 }
 
 /* Name of the device's cdev, as in vfio-dev/ and in /dev/vfio/devices */
