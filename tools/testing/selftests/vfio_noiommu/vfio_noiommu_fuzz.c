@@ -56,8 +56,8 @@
 #define MAX_WORKERS	3
 #define MAX_THREADS	4
 #define WORKER_CALLS	4000
-/* Fewer of them may have no success of what is rare */
-#define ENOUGH_CALLS	15000
+/* In fewer of a kind none may succeed: 8 % of hot resets do, and many at a time */
+#define ENOUGH_CALLS	300
 #define NR_IOMMUFD	3
 #define NR_DEVICES	8
 #define NR_ERRNO	134
@@ -2286,7 +2286,7 @@ static void report(bool ended, long seconds, long long pinned, long long tables)
 
 	for (row = 0; row < NR_ROWS; row++)
 		if (weight(row) && !rows[row].why_none) {
-			if (shared->ok[row] || shared->total >= ENOUGH_CALLS)
+			if (shared->ok[row] || shared->calls[row] >= ENOUGH_CALLS)
 				ksft_test_result(shared->ok[row], "success of %s\n",
 						 rows[row].name);
 			else
