@@ -2638,6 +2638,19 @@ TEST_F(mixed, reserved_iovas_survive_a_failed_allocation)
 	close(proc);
 }
 
+/* Whoever runs the tests keeps the devices that he did not name */
+TEST(only_devices_that_are_named)
+{
+	char bdf[256];
+
+	setenv("VFIO_NOIOMMU_DEVICES", "10000:01:00.0 0000:02:00.0,0000:03:00.0", 1);
+	EXPECT_TRUE(device_may_be_used("0000:02:00.0"));
+	EXPECT_TRUE(device_may_be_used("0000:03:00.0"));
+	EXPECT_FALSE(device_may_be_used("0000:01:00.0"));
+	unsetenv("VFIO_NOIOMMU_DEVICES");
+	EXPECT_FALSE(find_device("0x1b36", "0x0010", bdf, sizeof(bdf)));
+}
+
 /*
  * A mediated device has no IOMMU either, and does no DMA of its own: it keeps
  * its plain name and its group.
