@@ -4,7 +4,7 @@
 BASE ?= 7.2
 export BASE
 
-.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps bisect configs check series dist docs
+.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps bisect configs check series dist docs deb run-debian test-debian debian-patch
 
 help:
 	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
@@ -26,6 +26,10 @@ help:
 	@echo "make check     checkpatch, sparse, W=1, kernel-doc, coccicheck, codespell, shellcheck"
 	@echo "make series    the series as commits and as mails with a cover letter; VERSION=2 makes a v2"
 	@echo "make dist      an archive of it: mailbox, quilt series, checksums, tried on $(BASE).y"
+	@echo "make deb       a DKMS package for Debian's stock kernels $(BASE).y"
+	@echo "make run-debian  boot those, with the package's modules: ABI tests and an NVMe disk"
+	@echo "make test-debian  a Debian on which it is installed, used and removed: as root"
+	@echo "make debian-patch  the series for Debian's kernel source package"
 	@echo "make docs      render our pages and the kernel's that we change, as the kernel does;"
 	@echo "               fails on a message that the unpatched kernel's pages lack"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
@@ -84,6 +88,22 @@ series:
 dist:
 	@scripts/deps git
 	@scripts/dist
+
+deb: tree
+	@scripts/deps debhelper dh-dkms git
+	@scripts/deb
+
+run-debian: tree
+	@scripts/deps debhelper dh-dkms git
+	@scripts/run-debian
+
+test-debian: tree
+	@scripts/deps debhelper dh-dkms e2fsprogs git mmdebstrap
+	@scripts/test-debian
+
+debian-patch:
+	@scripts/deps git
+	@scripts/debian-patch
 
 docs: tree
 	@scripts/deps python3-sphinx python3-yaml
