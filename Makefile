@@ -58,6 +58,7 @@ shell: tree
 	@scripts/shell
 
 test: tree
+	@scripts/deps debhelper dh-dkms git
 	@scripts/test
 
 test-full: tree
