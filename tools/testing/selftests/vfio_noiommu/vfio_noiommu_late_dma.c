@@ -95,7 +95,7 @@ static bool child_is_ready(struct late *late, pid_t pid)
 
 TEST_F_TIMEOUT(late, killed, 1200)
 {
-	unsigned int nr = rounds(variant->edu ? 30 : 60), round, in_flight = 0, early = 0;
+	unsigned int nr = rounds(variant->edu ? 16 : 32), round, in_flight = 0, early = 0;
 	struct late *late = self->late;
 	bool master;
 	pid_t pid;
@@ -132,7 +132,7 @@ TEST_F_TIMEOUT(late, killed, 1200)
 /* Pages that stay somebody's, and may not be written to once the process is gone */
 TEST_F_TIMEOUT(late, killed_with_shared_memory, 1200)
 {
-	unsigned int nr = rounds(variant->edu ? 10 : 20), round;
+	unsigned int nr = rounds(variant->edu ? 5 : 10), round;
 	struct late *late = self->late;
 	char *shared;
 	pid_t pid;
@@ -221,7 +221,7 @@ static void give_back(struct late *late, unsigned int way, uint32_t hwpt)
 
 TEST_F_TIMEOUT(late, detached, 1200)
 {
-	unsigned int nr = rounds(variant->edu ? 20 : 200), round, way, waited = 0;
+	unsigned int nr = rounds(variant->edu ? 10 : 100), round, way, waited = 0;
 	struct late *late = self->late;
 	pthread_t thread;
 	uint32_t hwpt;

@@ -676,7 +676,7 @@ FIXTURE_SETUP(unplug)
 	if (device_has_iommu(self->bdf))
 		SKIP(return, "%s has an IOMMU", self->bdf);
 
-	self->rounds = getenv("NOIOMMU_ROUNDS") ? atoi(getenv("NOIOMMU_ROUNDS")) : 2;
+	self->rounds = getenv("NOIOMMU_ROUNDS") ? atoi(getenv("NOIOMMU_ROUNDS")) : 1;
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->shared = shared_page();
