@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -756,6 +757,133 @@ TEST_F_TIMEOUT(race, dmabuf_revoked, 120)
 	close(dmabuf);
 	close(exporter);
 	free(pas);
+}
+
+/*
+ * A device that loses its state while it sleeps gets back what it had before, which may
+ * be from before a detach. Meanwhile its interrupt is masked, which reads, modifies and
+ * writes the same register.
+ */
+struct masker {
+	pthread_t thread;
+	int device;
+	bool stop;
+	unsigned int turns;
+};
+
+static int set_intx(int device, uint32_t flags, int fd)
+{
+	struct {
+		struct vfio_irq_set set;
+		int32_t fd;
+	} args = {
+		.set.argsz = sizeof(args),
+		.set.flags = flags,
+		.set.index = VFIO_PCI_INTX_IRQ_INDEX,
+		.set.count = 1,
+		.fd = fd,
+	};
+
+	return ERRNO_OF(ioctl(device, VFIO_DEVICE_SET_IRQS, &args));
+}
+
+static void *mask_all_the_time(void *arg)
+{
+	struct masker *masker = arg;
+
+	while (!read_once(&masker->stop)) {
+		if (set_intx(masker->device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, 0) ||
+		    set_intx(masker->device, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK, 0))
+			abort();
+		write_once(&masker->turns, masker->turns + 1);
+	}
+	return NULL;
+}
+
+/* The registers of power management in the file, or -1 */
+static off_t find_pm(int device)
+{
+	off_t config = command_offset(device) - PCI_COMMAND;
+	uint8_t cap[2];
+
+	if (pread(device, &cap[1], 1, config + PCI_CAPABILITY_LIST) != 1)
+		return -1;
+	while (cap[1]) {
+		off_t at = config + cap[1];
+
+		if (pread(device, cap, 2, at) != 2)
+			return -1;
+		if (cap[0] == PCI_CAP_ID_PM)
+			return at;
+	}
+	return -1;
+}
+
+/* Not what VFIO shows of it */
+static bool is_master(const char *bdf)
+{
+	uint16_t command = 0;
+	char path[600];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/config", bdf);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (pread(fd, &command, 2, PCI_COMMAND) != 2)
+		abort();
+	close(fd);
+	return command & PCI_COMMAND_MASTER;
+}
+
+TEST_F_TIMEOUT(race, wake_up_while_detached, 120)
+{
+	uint16_t power, awake, asleep;
+	struct masker masker = {};
+	unsigned int changes, looks, on = 0;
+	uint32_t dev_id;
+	int event;
+	off_t pm;
+
+	if (!find_device("0x8086", "0x10d3", self->exporter, sizeof(self->exporter)) ||
+	    device_has_iommu(self->exporter) || !strcmp(self->exporter, self->bdf))
+		SKIP(return, "no e1000e (8086:10d3) besides, which loses its state in D3hot");
+	ASSERT_EQ(0, ensure_bound(self->exporter));
+	masker.device = cdev_open(self->exporter);
+	ASSERT_LE(0, masker.device);
+	ASSERT_EQ(0, bind_iommufd(masker.device, self->iommufd, &dev_id));
+	pm = find_pm(masker.device);
+	ASSERT_LT(0, pm);
+	ASSERT_EQ(2, pread(masker.device, &power, 2, pm + PCI_PM_CTRL));
+	ASSERT_EQ(0, power & PCI_PM_CTRL_NO_SOFT_RESET);
+	awake = power & ~PCI_PM_CTRL_STATE_MASK;
+	asleep = awake | 3;
+	event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ASSERT_EQ(0, set_intx(masker.device, VFIO_IRQ_SET_DATA_EVENTFD |
+			      VFIO_IRQ_SET_ACTION_TRIGGER, event));
+	ASSERT_EQ(0, pthread_create(&masker.thread, NULL, mask_all_the_time, &masker));
+	changes = RACE_UNTIL(3 * MSECS, on && read_once(&masker.turns) > 100, ({
+		uint32_t pt_id = self->ioas;
+
+		ASSERT_EQ(0, attach_pt(masker.device, &pt_id));
+		ASSERT_EQ(0, command_write(masker.device,
+					   PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER));
+		on += is_master(self->exporter);
+		ASSERT_EQ(2, pwrite(masker.device, &asleep, 2, pm + PCI_PM_CTRL));
+		ASSERT_EQ(0, detach_pt(masker.device));
+		ASSERT_EQ(2, pwrite(masker.device, &awake, 2, pm + PCI_PM_CTRL));
+		/* Whoever had read the register before has written it by then */
+		for (looks = 0; looks < 20; looks++)
+			if (is_master(self->exporter))
+				break;
+		ASSERT_EQ(20, looks);
+	}));
+	write_once(&masker.stop, true);
+	ASSERT_EQ(0, pthread_join(masker.thread, NULL));
+	/* Whoever masks an interrupt may lose the bit as well */
+	EXPECT_LT(0, on);
+	TH_LOG("woke up %u times, %u of them with bus mastering saved, interrupt masked %u times",
+	       changes, on, masker.turns);
+	close(masker.device);
+	close(event);
 }
 
 /*
