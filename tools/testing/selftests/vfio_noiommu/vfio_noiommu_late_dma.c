@@ -436,16 +436,6 @@ TEST_F(late, undone_attach)
 	EXPECT_EQ(0, late_watch(late, EDU_MS + 20));
 }
 
-/* The registers of power management, or 0 */
-static unsigned int find_pm(const struct late_device *device)
-{
-	unsigned int reg = config_read(device, PCI_CAPABILITY_LIST, 1);
-
-	while (reg && config_read(device, reg, 1) != PCI_CAP_ID_PM)
-		reg = config_read(device, reg + PCI_CAP_LIST_NEXT, 1);
-	return reg;
-}
-
 static void set_power(const struct late_device *device, unsigned int pm, uint16_t state)
 {
 	config_write(device, pm + PCI_PM_CTRL, 2, state);
@@ -481,7 +471,7 @@ static unsigned int try_reset(struct __test_metadata *_metadata, struct late *la
 static unsigned int try_d3hot(struct __test_metadata *_metadata, struct late *late,
 			      struct late_device *device)
 {
-	unsigned int pm = find_pm(device);
+	unsigned int pm = find_pm(device->fd);
 
 	if (!pm)
 		return 0;
@@ -551,26 +541,6 @@ struct modifier {
 	unsigned int turns;
 };
 
-static int set_intx(const struct late_device *device, uint32_t flags, int fd)
-{
-	struct {
-		struct vfio_irq_set set;
-		int32_t fd;
-	} args = {
-		.set.argsz = sizeof(args),
-		.set.flags = flags,
-		.set.index = VFIO_PCI_INTX_IRQ_INDEX,
-		.set.count = 1,
-		.fd = fd,
-	};
-
-	return ERRNO_OF(ioctl(device->fd, VFIO_DEVICE_SET_IRQS, &args));
-}
-
-#define MASK	(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK)
-#define UNMASK	(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK)
-#define TRIGGER	(VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER)
-
 static void *change_intx(void *arg)
 {
 	struct modifier *m = arg;
@@ -579,8 +549,8 @@ static void *change_intx(void *arg)
 
 	while (!READ_ONCE(m->stop)) {
 		for (i = 0; i < late->nr; i++) {
-			must(!set_intx(&late->devices[i], MASK, 0));
-			must(!set_intx(&late->devices[i], UNMASK, 0));
+			must(!set_intx(late->devices[i].fd, VFIO_IRQ_SET_ACTION_MASK, -1));
+			must(!set_intx(late->devices[i].fd, VFIO_IRQ_SET_ACTION_UNMASK, -1));
 		}
 		WRITE_ONCE(m->turns, m->turns + 1);
 	}
@@ -657,7 +627,7 @@ static void begin_with_intx(struct __test_metadata *_metadata, struct late *late
 	for (i = 0; i < late->nr; i++) {
 		config_write(&late->devices[i], PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
 		bar0_map(&late->devices[i]);
-		ASSERT_EQ(0, set_intx(&late->devices[i], TRIGGER, event));
+		ASSERT_EQ(0, set_intx(late->devices[i].fd, VFIO_IRQ_SET_ACTION_TRIGGER, event));
 	}
 	/* One that is there as soon as it is unmasked */
 	if (late->edu)

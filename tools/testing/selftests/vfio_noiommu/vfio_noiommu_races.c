@@ -771,23 +771,6 @@ struct masker {
 	unsigned int turns;
 };
 
-static int set_intx(int device, uint32_t action, int fd)
-{
-	struct {
-		struct vfio_irq_set set;
-		int32_t fd;
-	} args = {
-		.set.argsz = sizeof(args),
-		.set.flags = action | (fd < 0 ? VFIO_IRQ_SET_DATA_NONE :
-						VFIO_IRQ_SET_DATA_EVENTFD),
-		.set.index = VFIO_PCI_INTX_IRQ_INDEX,
-		.set.count = 1,
-		.fd = fd,
-	};
-
-	return ERRNO_OF(ioctl(device, VFIO_DEVICE_SET_IRQS, &args));
-}
-
 static void *mask_all_the_time(void *arg)
 {
 	struct masker *masker = arg;
@@ -799,25 +782,6 @@ static void *mask_all_the_time(void *arg)
 		write_once(&masker->turns, masker->turns + 1);
 	}
 	return NULL;
-}
-
-/* The registers of power management in the file, or -1 */
-static off_t find_pm(int device)
-{
-	off_t config = command_offset(device) - PCI_COMMAND;
-	uint8_t cap[2];
-
-	if (pread(device, &cap[1], 1, config + PCI_CAPABILITY_LIST) != 1)
-		return -1;
-	while (cap[1]) {
-		off_t at = config + cap[1];
-
-		if (pread(device, cap, 2, at) != 2)
-			return -1;
-		if (cap[0] == PCI_CAP_ID_PM)
-			return at;
-	}
-	return -1;
 }
 
 /* Not what VFIO shows of it */
@@ -837,12 +801,12 @@ static bool is_master(const char *bdf)
 
 TEST_F_TIMEOUT(race, wake_up_while_detached, 120)
 {
+	unsigned int changes, looks, pm, on = 0;
 	uint16_t power, awake, asleep;
 	struct masker masker = {};
-	unsigned int changes, looks, on = 0;
 	uint32_t dev_id;
+	off_t control;
 	int event;
-	off_t pm;
 
 	if (!find_device("0x8086", "0x10d3", self->exporter, sizeof(self->exporter)) ||
 	    device_has_iommu(self->exporter) || !strcmp(self->exporter, self->bdf))
@@ -852,8 +816,9 @@ TEST_F_TIMEOUT(race, wake_up_while_detached, 120)
 	ASSERT_LE(0, masker.device);
 	ASSERT_EQ(0, bind_iommufd(masker.device, self->iommufd, &dev_id));
 	pm = find_pm(masker.device);
-	ASSERT_LT(0, pm);
-	ASSERT_EQ(2, pread(masker.device, &power, 2, pm + PCI_PM_CTRL));
+	ASSERT_NE(0, pm);
+	control = command_offset(masker.device) - PCI_COMMAND + pm + PCI_PM_CTRL;
+	ASSERT_EQ(2, pread(masker.device, &power, 2, control));
 	ASSERT_EQ(0, power & PCI_PM_CTRL_NO_SOFT_RESET);
 	awake = power & ~PCI_PM_CTRL_STATE_MASK;
 	asleep = awake | 3;
@@ -861,22 +826,22 @@ TEST_F_TIMEOUT(race, wake_up_while_detached, 120)
 	ASSERT_LE(0, event);
 	ASSERT_EQ(0, set_intx(masker.device, VFIO_IRQ_SET_ACTION_TRIGGER, event));
 	ASSERT_EQ(0, pthread_create(&masker.thread, NULL, mask_all_the_time, &masker));
-	changes = RACE_UNTIL(3 * MSECS, on && read_once(&masker.turns) > 100, ({
+	changes = RACE_UNTIL(3 * MSECS, on && read_once(&masker.turns) > 100, {
 		uint32_t pt_id = self->ioas;
 
 		ASSERT_EQ(0, attach_pt(masker.device, &pt_id));
 		ASSERT_EQ(0, command_write(masker.device,
 					   PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER));
 		on += is_master(self->exporter);
-		ASSERT_EQ(2, pwrite(masker.device, &asleep, 2, pm + PCI_PM_CTRL));
+		ASSERT_EQ(2, pwrite(masker.device, &asleep, 2, control));
 		ASSERT_EQ(0, detach_pt(masker.device));
-		ASSERT_EQ(2, pwrite(masker.device, &awake, 2, pm + PCI_PM_CTRL));
+		ASSERT_EQ(2, pwrite(masker.device, &awake, 2, control));
 		/* Whoever had read the register before has written it by then */
 		for (looks = 0; looks < 20; looks++)
 			if (is_master(self->exporter))
 				break;
 		ASSERT_EQ(20, looks);
-	}));
+	});
 	write_once(&masker.stop, true);
 	ASSERT_EQ(0, pthread_join(masker.thread, NULL));
 	/* Whoever masks an interrupt may lose the bit as well */

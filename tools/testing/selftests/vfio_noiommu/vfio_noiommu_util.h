@@ -247,6 +247,40 @@ static inline uint16_t command_read(int device)
 	return pread(device, &command, 2, command_offset(device)) == 2 ? command : 0xffff;
 }
 
+/* Where the registers of power management are in the configuration space, or 0 */
+static inline unsigned int find_pm(int device)
+{
+	off_t config = command_offset(device) - PCI_COMMAND;
+	unsigned int reg = PCI_CAPABILITY_LIST - PCI_CAP_LIST_NEXT;
+	uint8_t cap[2];
+
+	do {
+		if (pread(device, &cap[1], 1, config + reg + PCI_CAP_LIST_NEXT) != 1)
+			return 0;
+		reg = cap[1];
+	} while (reg && (pread(device, &cap[0], 1, config + reg) != 1 ||
+			 cap[0] != PCI_CAP_ID_PM));
+	return reg;
+}
+
+/* With the eventfd that a trigger has, or -1 */
+static inline int set_intx(int device, uint32_t action, int fd)
+{
+	struct {
+		struct vfio_irq_set set;
+		int32_t fd;
+	} args = {
+		.set.argsz = sizeof(args),
+		.set.flags = action | (fd < 0 ? VFIO_IRQ_SET_DATA_NONE :
+						VFIO_IRQ_SET_DATA_EVENTFD),
+		.set.index = VFIO_PCI_INTX_IRQ_INDEX,
+		.set.count = 1,
+		.fd = fd,
+	};
+
+	return ERRNO_OF(ioctl(device, VFIO_DEVICE_SET_IRQS, &args));
+}
+
 /* Files in a message (SCM_RIGHTS), and a number */
 #define MOST_FDS 8
 
