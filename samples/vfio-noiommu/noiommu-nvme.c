@@ -4,10 +4,10 @@
  *
  * An example of VFIO's cdev noiommu to copy from: it finds the device by its PCI
  * address, binds it to iommufd, maps and so pins memory, asks for physical
- * addresses, and programs the controller with them. Then it writes a pattern to
- * the first namespace, reads it back elsewhere and compares.
+ * addresses, and programs the controller with them. With -w it then writes a
+ * pattern to the first namespace, reads it back elsewhere and compares.
  *
- * It OVERWRITES the disk. Formats are those of the NVM Express Base
+ * That OVERWRITES the disk. Formats are those of the NVM Express Base
  * Specification, revision 2.0, cited as [Base SECTION], and of the NVM Command
  * Set Specification, revision 1.0, cited as [NVM SECTION].
  */
@@ -710,6 +710,20 @@ static int print_pattern(size_t size, uint64_t seed)
 	return 0;
 }
 
+static uint64_t number(const char *text, uint64_t max)
+{
+	unsigned long long value;
+	char *end;
+
+	errno = 0;
+	value = strtoull(text, &end, 0);
+	if (end == text || *end || errno || value > max || *text == '-') {
+		errno = 0;
+		die(NULL, "%s is no number up to %#llx", text, (unsigned long long)max);
+	}
+	return value;
+}
+
 int main(int argc, char *argv[])
 {
 	struct nvme_sqe flush = { .opcode = NVME_CMD_FLUSH, .nsid = htole32(1) };
@@ -718,23 +732,26 @@ int main(int argc, char *argv[])
 	uint64_t seed = 1, lba = 0;
 	struct nvme nvme = {};
 	unsigned int nr;
-	bool pattern = false, usage = false;
+	bool pattern = false, overwrite = false, usage = false;
 	int opt;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	while ((opt = getopt(argc, argv, "l:m:ps:")) != -1) {
+	while ((opt = getopt(argc, argv, "l:m:ps:w")) != -1) {
 		switch (opt) {
 		case 'l':
-			lba = strtoull(optarg, NULL, 0);
+			lba = number(optarg, UINT64_MAX);
 			break;
 		case 'm':
-			size = strtoul(optarg, NULL, 0) << 20;
+			size = number(optarg, SIZE_MAX >> 20) << 20;
 			break;
 		case 'p':
 			pattern = true;
 			break;
 		case 's':
-			seed = strtoull(optarg, NULL, 0);
+			seed = number(optarg, UINT64_MAX);
+			break;
+		case 'w':
+			overwrite = true;
 			break;
 		default:
 			usage = true;
@@ -742,7 +759,9 @@ int main(int argc, char *argv[])
 	}
 	if (usage || !size || optind != argc - !pattern) {
 		fprintf(stderr,
-			"usage: noiommu-nvme [-m MIB] [-s SEED] [-l LBA] PCI-ADDRESS\n"
+			"usage: noiommu-nvme PCI-ADDRESS\n"
+			"           brings the controller up and tells which disk it is\n"
+			"       noiommu-nvme -w [-m MIB] [-s SEED] [-l LBA] PCI-ADDRESS\n"
 			"           writes and verifies a pattern, OVERWRITING the disk\n"
 			"       noiommu-nvme -p [-m MIB] [-s SEED]\n"
 			"           prints the pattern, to compare a disk with\n");
@@ -755,6 +774,12 @@ int main(int argc, char *argv[])
 	errno = 0;
 	if (lba > nvme.nr_blocks || size / nvme.block_size > nvme.nr_blocks - lba)
 		die("See -m and -l.", "the disk is too small for %zu MiB", size >> 20);
+	if (!overwrite) {
+		nvme_exit(&nvme);
+		printf("  unharmed   -w would overwrite %zu MiB from block %llu on\n",
+		       size >> 20, (unsigned long long)lba);
+		return 0;
+	}
 
 	dma_alloc(&nvme.dev, &out, size, false);
 	dma_alloc(&nvme.dev, &in, size, true);

@@ -47,14 +47,23 @@ static int noiommu_is_out_of_reach(struct resource *res, void *arg)
 }
 
 /*
- * How far the device reaches its user knows, but nothing tells of a bridge. RAM
- * is where user memory comes from, be it in one region of a map each.
+ * How far the device reaches its user knows, but nothing tells of a bridge. User
+ * memory comes from RAM, and with device-dax from what is set aside for it, be
+ * it in one region of a map each. What is plugged in later is not looked at, nor
+ * are BARs, which a program gets at by name.
  */
 static bool noiommu_bus_is_limited(struct device *dev)
 {
-	return (dev->bus_dma_limit || dev->dma_range_map) &&
-	       walk_iomem_res_desc(IORES_DESC_NONE,
+	if (!dev->bus_dma_limit && !dev->dma_range_map)
+		return false;
+	/* That there is no RAM is not to be believed */
+	return walk_iomem_res_desc(IORES_DESC_NONE,
 				   IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY, 0,
+				   U64_MAX, dev, noiommu_is_out_of_reach) ||
+	       walk_iomem_res_desc(IORES_DESC_PERSISTENT_MEMORY, IORESOURCE_MEM,
+				   0, U64_MAX, dev,
+				   noiommu_is_out_of_reach) == 1 ||
+	       walk_iomem_res_desc(IORES_DESC_SOFT_RESERVED, IORESOURCE_MEM, 0,
 				   U64_MAX, dev, noiommu_is_out_of_reach) == 1;
 }
 

@@ -9,6 +9,7 @@
  */
 #include <linux/generic_pt/iommu.h>
 #include <linux/iommu.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "../iommu-pages.h"

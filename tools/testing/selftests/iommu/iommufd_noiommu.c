@@ -252,16 +252,16 @@ TEST_F(noiommu, mixed_ioas_has_the_iommus_iovas)
 	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
 	ASSERT_EQ(0, mock_add(self->fd, 0, self->ioas, &iommu));
 	EXPECT_FALSE(all_iovas_allowed(self->fd, self->ioas));
-	EXPECT_NE(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
-			      MOCK_APERTURE_LAST + 1UL, MAP_RW));
-	EXPECT_NE(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
-			      MOCK_APERTURE_START - PAGE, MAP_RW));
+	EXPECT_EQ(EINVAL, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+				   MOCK_APERTURE_LAST + 1UL, MAP_RW));
+	EXPECT_EQ(EINVAL, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
+				   MOCK_APERTURE_START - PAGE, MAP_RW));
 	ASSERT_EQ(0, destroy(self->fd, iommu.stdev));
 	/* Without it the noiommu device maps what the IOMMU can't. It stays out. */
 	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
 	ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, 16 * PAGE,
 			      MOCK_APERTURE_LAST + 1UL, MAP_RW));
-	EXPECT_NE(0, mock_add(self->fd, 0, self->ioas, &iommu));
+	EXPECT_EQ(EADDRINUSE, mock_add(self->fd, 0, self->ioas, &iommu));
 	EXPECT_TRUE(all_iovas_allowed(self->fd, self->ioas));
 	check_ioas(self->ioas, va, MOCK_APERTURE_LAST + 1UL, 16 * PAGE);
 }

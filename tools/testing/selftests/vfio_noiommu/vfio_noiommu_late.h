@@ -79,7 +79,6 @@ struct late {
 	int iommufd;
 	uint32_t ioas;
 	int free_pages;				/* a file that says how many */
-	char pool[32];				/* how large it was */
 	char *mem;
 	uint64_t pas[NR_PAGES];
 	struct nvme_queue admin, io;
@@ -126,16 +125,34 @@ static inline int free_pages(const struct late *late)
 	return atoi(text);
 }
 
+static char pool_was[32];
+static pid_t pool_of;
+
+__attribute__((constructor)) static void pool_remember(void)
+{
+	pool_of = getpid();
+	if (read_file(HUGE_PAGES "nr_hugepages", pool_was, sizeof(pool_was)))
+		pool_was[0] = 0;
+}
+
+/* However the tests ended, but not when one of their processes does */
+__attribute__((destructor)) static void pool_restore(void)
+{
+	if (getpid() == pool_of && pool_was[0])
+		write_file(HUGE_PAGES "nr_hugepages", pool_was);
+}
+
 static inline void pool_init(struct late *late)
 {
 	char text[32];
 
-	must(!read_file(HUGE_PAGES "nr_hugepages", late->pool, sizeof(late->pool)));
-	snprintf(text, sizeof(text), "%u", POOL);
-	must(!write_file(HUGE_PAGES "nr_hugepages", text));
 	late->free_pages = open(HUGE_PAGES "free_hugepages", O_RDONLY | O_CLOEXEC);
 	must(late->free_pages >= 0);
-	/* Whoever was killed before may still be about to end */
+	/* Nobody else may use any; whoever was killed before may still be about to end */
+	must(!read_file(HUGE_PAGES "nr_hugepages", text, sizeof(text)));
+	must(WAIT_FOR(free_pages(late) == atoi(text)));
+	snprintf(text, sizeof(text), "%u", POOL);
+	must(!write_file(HUGE_PAGES "nr_hugepages", text));
 	must(WAIT_FOR(free_pages(late) == POOL));
 }
 
@@ -691,12 +708,6 @@ static inline void late_close(struct late *late)
 	if (late->iommufd >= 0)
 		close(late->iommufd);
 	late->iommufd = -1;
-}
-
-static inline void late_exit(struct late *late)
-{
-	late_close(late);
-	write_file(HUGE_PAGES "nr_hugepages", late->pool);
 }
 
 /*

@@ -41,7 +41,7 @@ FIXTURE_SETUP(order)
 FIXTURE_TEARDOWN(order)
 {
 	if (self->late)
-		late_exit(self->late);
+		late_close(self->late);
 }
 
 /*

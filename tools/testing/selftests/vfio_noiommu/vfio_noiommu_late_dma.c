@@ -40,7 +40,7 @@ FIXTURE_SETUP(late)
 FIXTURE_TEARDOWN(late)
 {
 	if (self->late)
-		late_exit(self->late);
+		late_close(self->late);
 }
 
 /*
@@ -844,7 +844,7 @@ FIXTURE_TEARDOWN(revoked)
 	munmap(self->bar, self->size);
 	close(self->exporter.fd);
 	close(self->dmabuf);
-	late_exit(self->late);
+	late_close(self->late);
 }
 
 /* edu writes to the BAR 100 ms from here */
