@@ -710,7 +710,7 @@ static int print_pattern(size_t size, uint64_t seed)
 	return 0;
 }
 
-static uint64_t number(const char *text, uint64_t max)
+static uint64_t parse(const char *text, uint64_t max)
 {
 	unsigned long long value;
 	char *end;
@@ -719,7 +719,7 @@ static uint64_t number(const char *text, uint64_t max)
 	value = strtoull(text, &end, 0);
 	if (end == text || *end || errno || value > max || *text == '-') {
 		errno = 0;
-		die(NULL, "%s is no number up to %#llx", text, (unsigned long long)max);
+		die(NULL, "%s is not a number up to %#llx", text, (unsigned long long)max);
 	}
 	return value;
 }
@@ -739,16 +739,16 @@ int main(int argc, char *argv[])
 	while ((opt = getopt(argc, argv, "l:m:ps:w")) != -1) {
 		switch (opt) {
 		case 'l':
-			lba = number(optarg, UINT64_MAX);
+			lba = parse(optarg, UINT64_MAX);
 			break;
 		case 'm':
-			size = number(optarg, SIZE_MAX >> 20) << 20;
+			size = parse(optarg, SIZE_MAX >> 20) << 20;
 			break;
 		case 'p':
 			pattern = true;
 			break;
 		case 's':
-			seed = number(optarg, UINT64_MAX);
+			seed = parse(optarg, UINT64_MAX);
 			break;
 		case 'w':
 			overwrite = true;
