@@ -11,6 +11,7 @@
  * Specification, revision 2.0, cited as [Base SECTION], and of the NVM Command
  * Set Specification, revision 1.0, cited as [NVM SECTION].
  */
+#include <ctype.h>
 #include <dirent.h>
 #include <endian.h>
 #include <errno.h>
@@ -113,15 +114,15 @@ static int noiommu_open_cdev(const char *address)
 
 	errno = 0;
 	if (strncmp(name, "noiommu-", 8))
-		die("This driver is for devices without one: others take IOVAs.",
-		    "%s has an IOMMU (%s)", address, name);
+		die("Either it has an IOMMU, and this driver is for devices without one, as others\n"
+		    "  take IOVAs, or the kernel was built without CONFIG_VFIO_CDEV_NOIOMMU.",
+		    "%s has no noiommu cdev (vfio-dev/%s)", address, name);
 
 	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
-		die(errno == EPERM ? "It takes CAP_SYS_RAWIO, in the initial user namespace." :
-		    errno == ENOENT ? "Was the kernel built with CONFIG_VFIO_CDEV_NOIOMMU?" : NULL,
-		    "open %s", path);
+		die(errno == EPERM ? "It takes CAP_SYS_RAWIO, in the initial user namespace, and no lockdown." :
+		    NULL, "open %s", path);
 	return fd;
 }
 
@@ -717,7 +718,7 @@ static uint64_t parse(const char *text, uint64_t max)
 
 	errno = 0;
 	value = strtoull(text, &end, 0);
-	if (end == text || *end || errno || value > max || *text == '-') {
+	if (end == text || *end || errno || value > max || !isdigit((unsigned char)*text)) {
 		errno = 0;
 		die(NULL, "%s is not a number up to %#llx", text, (unsigned long long)max);
 	}
@@ -757,7 +758,7 @@ int main(int argc, char *argv[])
 			usage = true;
 		}
 	}
-	if (usage || !size || optind != argc - !pattern) {
+	if (usage || !size || (pattern && overwrite) || optind != argc - !pattern) {
 		fprintf(stderr,
 			"usage: noiommu-nvme PCI-ADDRESS\n"
 			"           brings the controller up and tells which disk it is\n"
@@ -772,14 +773,14 @@ int main(int argc, char *argv[])
 
 	nvme_init(&nvme, argv[optind]);
 	errno = 0;
-	if (lba > nvme.nr_blocks || size / nvme.block_size > nvme.nr_blocks - lba)
-		die("See -m and -l.", "the disk is too small for %zu MiB", size >> 20);
 	if (!overwrite) {
 		nvme_exit(&nvme);
 		printf("  unharmed   -w would overwrite %zu MiB from block %llu on\n",
 		       size >> 20, (unsigned long long)lba);
 		return 0;
 	}
+	if (lba > nvme.nr_blocks || size / nvme.block_size > nvme.nr_blocks - lba)
+		die("See -m and -l.", "the disk is too small for %zu MiB", size >> 20);
 
 	dma_alloc(&nvme.dev, &out, size, false);
 	dma_alloc(&nvme.dev, &in, size, true);

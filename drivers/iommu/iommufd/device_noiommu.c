@@ -48,9 +48,9 @@ static int noiommu_is_out_of_reach(struct resource *res, void *arg)
 
 /*
  * How far the device reaches its user knows, but nothing tells of a bridge. User
- * memory comes from RAM, and with device-dax from what is set aside for it, be
- * it in one region of a map each. What is plugged in later is not looked at, nor
- * are BARs, which a program gets at by name.
+ * memory comes from RAM, be it in one region of a map each, and by device-dax
+ * from persistent memory. What is plugged in later is not looked at, nor what
+ * firmware or CXL sets aside for device-dax, nor BARs.
  */
 static bool noiommu_bus_is_limited(struct device *dev)
 {
@@ -62,9 +62,7 @@ static bool noiommu_bus_is_limited(struct device *dev)
 				   U64_MAX, dev, noiommu_is_out_of_reach) ||
 	       walk_iomem_res_desc(IORES_DESC_PERSISTENT_MEMORY, IORESOURCE_MEM,
 				   0, U64_MAX, dev,
-				   noiommu_is_out_of_reach) == 1 ||
-	       walk_iomem_res_desc(IORES_DESC_SOFT_RESERVED, IORESOURCE_MEM, 0,
-				   U64_MAX, dev, noiommu_is_out_of_reach) == 1;
+				   noiommu_is_out_of_reach) == 1;
 }
 
 /* An SME host sets an encryption bit in each DMA address */

@@ -135,7 +135,7 @@ __attribute__((constructor)) static void pool_remember(void)
 		pool_was[0] = 0;
 }
 
-/* However the tests ended, but not when one of their processes does */
+/* However the tests ended, but by a signal, and not when one of their processes does */
 __attribute__((destructor)) static void pool_restore(void)
 {
 	if (getpid() == pool_of && pool_was[0])
