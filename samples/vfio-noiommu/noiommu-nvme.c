@@ -114,14 +114,15 @@ static int noiommu_open_cdev(const char *address)
 
 	errno = 0;
 	if (strncmp(name, "noiommu-", 8))
-		die("Either it has an IOMMU, and this driver is for devices without one, as others\n"
-		    "  take IOVAs, or the kernel was built without CONFIG_VFIO_CDEV_NOIOMMU.",
+		die("Either it has an IOMMU, and takes IOVAs, which this driver does not know,\n"
+		    "  or the kernel was built without CONFIG_VFIO_CDEV_NOIOMMU.",
 		    "%s has no noiommu cdev (vfio-dev/%s)", address, name);
 
 	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
-		die(errno == EPERM ? "It takes CAP_SYS_RAWIO, in the initial user namespace, and no lockdown." :
+		die(errno == EPERM ?
+		    "It takes CAP_SYS_RAWIO, in the initial user namespace, and no lockdown." :
 		    NULL, "open %s", path);
 	return fd;
 }
