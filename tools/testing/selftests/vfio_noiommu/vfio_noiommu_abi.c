@@ -1362,7 +1362,7 @@ struct pool {
 	uint64_t *pas;
 };
 
-static struct pool pool_of_file(unsigned int flags, size_t size)
+static struct pool pool_of_file(unsigned int flags, size_t size, bool scattered)
 {
 	struct pool pool = { .pages = size / PAGE };
 
@@ -1372,7 +1372,10 @@ static struct pool pool_of_file(unsigned int flags, size_t size)
 	pool.va = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, pool.fd, 0);
 	if (pool.va == MAP_FAILED)
 		return (struct pool){};
-	memset(pool.va, 1, size);
+	if (scattered)
+		touch_scattered(pool.va, size);
+	else
+		memset(pool.va, 1, size);
 	return pool;
 }
 
@@ -1423,7 +1426,7 @@ TEST_F(extents, many_page_tables)
 	uint32_t room;
 	char *va;
 
-	page = pool_of_file(MFD_HUGETLB, HUGE_PAGE);
+	page = pool_of_file(MFD_HUGETLB, HUGE_PAGE, false);
 	va = contiguous(before, size);
 	if (!page.va || !va)
 		SKIP(return, "no %zu MiB of contiguous huge pages", size >> 20);
@@ -1668,12 +1671,11 @@ static unsigned int make_pools(struct pool pools[NR_POOLS])
 	madvise(pool->va, size, MADV_NOHUGEPAGE);
 	memset(pool++->va, 1, size);
 	/* Files: scattered, contiguous or not, huge */
-	*pool = pool_of_file(0, 512 * PAGE);
-	if (pool->va)
-		touch_scattered(pool++->va, 512 * PAGE);
-	*pool = pool_of_file(0, 512 * PAGE);
+	*pool = pool_of_file(0, 512 * PAGE, true);
 	pool += !!pool->va;
-	*pool = pool_of_file(MFD_HUGETLB, HUGE_PAGE);
+	*pool = pool_of_file(0, 512 * PAGE, false);
+	pool += !!pool->va;
+	*pool = pool_of_file(MFD_HUGETLB, HUGE_PAGE, false);
 	pool += !!pool->va;
 	/* Transparent huge pages if there are any */
 	va = anon(3 * HUGE_PAGE, 0);
