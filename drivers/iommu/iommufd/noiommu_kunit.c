@@ -99,6 +99,28 @@ static void noiommu_check_bus_limit(struct kunit *test)
 								  0);
 }
 
+/* What device-dax maps, halfway to the last address, beyond all RAM */
+static void noiommu_check_persistent_memory(struct kunit *test)
+{
+	struct device *dev = noiommu_good_device(test);
+	struct resource res = {
+		.name = "iommufd_noiommu_kunit",
+		.start = iomem_resource.end / 2 + 1,
+		.end = iomem_resource.end / 2 + SZ_1M,
+		.flags = IORESOURCE_MEM,
+		.desc = IORES_DESC_PERSISTENT_MEMORY,
+	};
+
+	dev->bus_dma_limit = res.start - 1;
+	if (iommufd_noiommu_check_device(dev) ||
+	    request_resource(&iomem_resource, &res))
+		kunit_skip(test, "there is something in the middle");
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EOPNOTSUPP);
+	dev->bus_dma_limit = res.end;
+	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), 0);
+	release_resource(&res);
+}
+
 static void noiommu_check_bounced(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
@@ -165,6 +187,7 @@ static struct kunit_case noiommu_check_cases[] = {
 	KUNIT_CASE(noiommu_check_bus_offset),
 	KUNIT_CASE(noiommu_check_bus_without_offset),
 	KUNIT_CASE(noiommu_check_bus_limit),
+	KUNIT_CASE(noiommu_check_persistent_memory),
 	KUNIT_CASE(noiommu_check_bounced),
 	KUNIT_CASE(noiommu_check_dma_ops),
 	KUNIT_CASE(noiommu_check_memory_encryption),
