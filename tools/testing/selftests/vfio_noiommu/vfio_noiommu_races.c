@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * GET_PA while everything that it depends on comes and goes; maps while their
- * source does
+ * source does; the close of a fault queue while it is destroyed
  *
  * Two threads ask for physical addresses all the time. Whatever happens meanwhile,
  * an answer is one of the errnos that fit, or made of addresses of memory that was
