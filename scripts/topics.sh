@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # Sourced by the scripts that need the series in topics, after common.sh.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 
 # topics: their names, in order
 topics() { sed -n 's/^# topic \([a-z]*\):.*/\1/p' "$top/patches/$base/series"; }
