@@ -25,7 +25,7 @@ series_patches() { sed -n 's/^#\?\([^# ][^ ]*\.patch\)$/\1/p' "$top/patches/$bas
 # The files that are wholly ours, by their in-tree path
 our_files()
 {
-	! patched || (cd "$top" && find Documentation drivers include \
+	! patched || (cd "$top" && find Documentation drivers include kernel \
 		samples tools -type f 2>/dev/null | sort)
 }
 
