@@ -22,7 +22,7 @@ patched() { [ -z "${VARIANT:-}" ] && [ -d "$top/patches/$base" ]; }
 # The files that are wholly ours, by their in-tree path
 our_files()
 {
-	! patched || (cd "$top" && find Documentation drivers include \
+	! patched || (cd "$top" && find Documentation drivers include kernel \
 		samples tools -type f 2>/dev/null | sort)
 }
 
