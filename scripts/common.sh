@@ -19,9 +19,6 @@ die()
 # Is it the series, whole? There is none for a base without patches/$base
 patched() { [ -z "${VARIANT:-}" ] && [ -d "$top/patches/$base" ]; }
 
-# The patches of the series, in order
-series_patches() { sed -n 's/^#\?\([^# ][^ ]*\.patch\)$/\1/p' "$top/patches/$base/series"; }
-
 # The files that are wholly ours, by their in-tree path
 our_files()
 {

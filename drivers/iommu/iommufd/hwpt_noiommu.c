@@ -9,7 +9,6 @@
  */
 #include <linux/generic_pt/iommu.h>
 #include <linux/iommu.h>
-#include <linux/module.h>
 #include <linux/slab.h>
 
 #include "../iommu-pages.h"
@@ -117,5 +116,3 @@ noiommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 const struct iommu_ops iommufd_noiommu_ops = {
 	.domain_alloc_paging_flags = noiommu_domain_alloc_paging_flags,
 };
-
-MODULE_IMPORT_NS("GENERIC_PT_IOMMU");

@@ -130,8 +130,9 @@ static struct pt_iommu *iopt_noiommu_table(struct io_pagetable *iopt,
  * but for a dma-buf, whose revocation the mutex of its pages holds off.
  * Return: 0 if it reached @last_iova or the end of the area; -EAGAIN if it
  * ended earlier so as not to take too long; -ECANCELED if there is more than
- * @found has room for; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no
- * noiommu domain holds what is mapped there.
+ * @found has room for; -ENOENT if nothing is mapped at @iova; -EINVAL if a
+ * dma-buf is, and was revoked; -EOPNOTSUPP if no noiommu domain holds what is
+ * mapped there.
  */
 static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 				  unsigned long last_iova,
@@ -163,8 +164,8 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
 				   noiommu_add_run, found);
 	if (revocable)
 		mutex_unlock(&pages->mutex);
-	/* An area without translation is a dma-buf that was revoked */
-	return rc == -ENOENT ? -EOPNOTSUPP : rc;
+	/* Only a dma-buf that was revoked leaves an area without translation */
+	return rc == -ENOENT ? -EINVAL : rc;
 }
 
 /**
@@ -179,9 +180,9 @@ static int iopt_noiommu_read_step(struct io_pagetable *iopt, unsigned long iova,
  * changes meanwhile may be seen as it was or as it is.
  *
  * Context: May sleep, and may fault on the user's array.
- * Return: 0; -ENOENT if nothing is mapped at @iova; -EOPNOTSUPP if no noiommu
- * domain holds what is mapped there; -EFAULT if the user's array can't be
- * written.
+ * Return: 0; -ENOENT if nothing is mapped at @iova; -EINVAL if a dma-buf is, and
+ * was revoked; -EOPNOTSUPP if no noiommu domain holds what is mapped there;
+ * -EFAULT if the user's array can't be written.
  */
 static int iopt_noiommu_read(struct io_pagetable *iopt, unsigned long iova,
 			     unsigned long last_iova,

@@ -188,6 +188,7 @@ enum {
 	X(BAR_MUNMAP, "munmap of a BAR", 6, NULL)			\
 	X(OPEN_DEVICE, "open of a device", 10, NULL)			\
 	X(CLOSE, "close", 12, NULL)					\
+	X(CLOSE_QUEUE, "IOMMU_DESTROY of a queue that is being closed", 10, NULL) \
 	X(OPEN_IOMMUFD, "open of iommufd", 4, NULL)			\
 	X(DUP, "dup3 over a descriptor", 6, NULL)			\
 	X(GET_FD, "pidfd_getfd of a descriptor", 5, NULL)		\
@@ -280,6 +281,11 @@ static struct {
 	int context;
 	uint32_t ioas;
 } accesses[16];
+/* Of each descriptor of a fault queue or vEVENTQ: the queue */
+static struct {
+	int context;
+	uint32_t id;
+} queues[NR_FAULTS];
 static struct pin {
 	int access;
 	uint32_t id;
@@ -518,14 +524,17 @@ static long issue(struct thread *t, enum row row, int fd, unsigned long cmd, siz
 {
 	uint32_t op = ((struct iommu_test_cmd *)t->arg)->op;
 	void *arg = t->arg;
+	bool attach;
 	long rc;
 
 	if (one_in(t, 4)) {
 		mutate(t, size);
 		restrain(t, fd, cmd, op);
 	}
-	if (one_in(t, 24)) {
-		switch (below(t, 5)) {
+	/* An attach whose answer can't be written is undone */
+	attach = row == R_ATTACH || row == R_ATTACH_PASID;
+	if (one_in(t, attach ? 12 : 24)) {
+		switch (attach && one_in(t, 2) ? 2 : below(t, 5)) {
 		case 0:
 			arg = NULL;
 			break;
@@ -653,6 +662,13 @@ static void place(int fd, int number)
 {
 	dup3(fd, number, O_CLOEXEC);
 	close(fd);
+}
+
+static void place_queue(int n, uint32_t id, int fd, int number)
+{
+	place(fd, FD_FAULT + number);
+	queues[number].context = n;
+	queues[number].id = id;
 }
 
 /* Mostly the one that is bound */
@@ -1232,6 +1248,11 @@ static void iommufd_call(struct thread *t, enum row row)
 		c->flags = below(t, 2);
 		c->iova = some_iova(t);
 		c->length = 0x10000 << below(t, 8);
+		/* Of no length, also where the last IOVA is that before the first */
+		if (one_in(t, 8)) {
+			c->iova = one_in(t, 2) ? 0 : c->iova;
+			c->length = 0;
+		}
 		c->page_size = PAGE;
 		c->data = (uintptr_t)(one_in(t, 8) ? some_va(t) : t->data);
 		ISSUE(row, fd, IOMMU_HWPT_GET_DIRTY_BITMAP);
@@ -1258,7 +1279,8 @@ static void iommufd_call(struct thread *t, enum row row)
 
 		if (ISSUE(row, fd, IOMMU_FAULT_QUEUE_ALLOC) >= 0) {
 			keep(t, n, O_FAULT, c->out_fault_id);
-			place(c->out_fault_fd, FD_FAULT + below(t, NR_FAULTS / 2));
+			place_queue(n, c->out_fault_id, c->out_fault_fd,
+				    below(t, NR_FAULTS / 2));
 		}
 		break;
 	}
@@ -1290,8 +1312,8 @@ static void iommufd_call(struct thread *t, enum row row)
 		c->veventq_depth = 1 + below(t, 4);
 		if (ISSUE(row, fd, IOMMU_VEVENTQ_ALLOC) >= 0) {
 			keep(t, n, O_VEVENTQ, c->out_veventq_id);
-			place(c->out_veventq_fd, FD_FAULT + NR_FAULTS / 2 +
-			      below(t, NR_FAULTS / 2));
+			place_queue(n, c->out_veventq_id, c->out_veventq_fd,
+				    NR_FAULTS / 2 + below(t, NR_FAULTS / 2));
 		}
 		break;
 	}
@@ -1805,6 +1827,44 @@ static void fork_call(struct thread *t)
 		count_crash(status);
 }
 
+struct destroyer {
+	int fd;
+	struct iommu_destroy cmd;
+	int error;
+};
+
+/* It is busy until the last descriptor is closed */
+static void *destroy_queue(void *data)
+{
+	struct destroyer *destroyer = data;
+	unsigned int tries = 0;
+
+	do {
+		destroyer->error = ioctl(destroyer->fd, IOMMU_DESTROY, &destroyer->cmd) ?
+				   errno : 0;
+	} while (destroyer->error == EBUSY && ++tries < 1000);
+	return NULL;
+}
+
+static void close_queue_call(struct thread *t)
+{
+	unsigned int number = below(t, NR_FAULTS);
+	struct destroyer destroyer = {
+		.fd = FD_IOMMU + queues[number].context,
+		.cmd = { sizeof(destroyer.cmd), queues[number].id },
+	};
+	pthread_t pthread;
+
+	begin(t, R_CLOSE_QUEUE);
+	if (pthread_create(&pthread, NULL, destroy_queue, &destroyer))
+		return;
+	close(FD_FAULT + number);
+	pthread_join(pthread, NULL);
+	errno = destroyer.error;
+	if (done(t, R_CLOSE_QUEUE, destroyer.error ? -1 : 0) >= 0)
+		forget(queues[number].context, destroyer.cmd.id);
+}
+
 static void other_call(struct thread *t, enum row row)
 {
 	int device = some_device(t), n = below(t, NR_IOMMUFD), fd;
@@ -1835,6 +1895,9 @@ static void other_call(struct thread *t, enum row row)
 			bound_fd[device_of_fd(fd)] = 0;
 		if (fd >= FD_IOMMU && fd < FD_IOMMU + NR_IOMMUFD)
 			open_iommufd(t, fd - FD_IOMMU);
+		break;
+	case R_CLOSE_QUEUE:
+		close_queue_call(t);
 		break;
 	case R_OPEN_IOMMUFD:
 		if (one_in(t, 4) || !have(n, O_IOAS))

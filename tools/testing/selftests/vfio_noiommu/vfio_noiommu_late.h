@@ -44,6 +44,7 @@ struct late_device {
 	int fd;
 	uint32_t id;
 	uint64_t config;	/* offset in fd */
+	uint64_t bar0_offset;
 	uint64_t bar0_size;
 	void *bar0;
 };
@@ -355,6 +356,7 @@ static inline void bar0_map(struct late_device *device)
 
 	must(!ioctl(device->fd, VFIO_DEVICE_GET_REGION_INFO, &bar));
 	device->bar0_size = bar.size;
+	device->bar0_offset = bar.offset;
 	device->bar0 = mmap(NULL, bar.size, PROT_READ | PROT_WRITE, MAP_SHARED,
 			    device->fd, bar.offset);
 	must(device->bar0 != MAP_FAILED);

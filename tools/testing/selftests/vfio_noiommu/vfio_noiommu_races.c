@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * GET_PA while everything that it depends on comes and goes; maps while their
- * source does
+ * source does; the close of a fault queue while it is destroyed
  *
  * Two threads ask for physical addresses all the time. Whatever happens meanwhile,
  * an answer is one of the errnos that fit, or made of addresses of memory that was
@@ -735,7 +735,7 @@ TEST_F_TIMEOUT(race, dmabuf_revoked, 120)
 	ASSERT_EQ(0, attach(self, self->ioas));
 	self->readers[0].pas[0] = pas;
 	self->readers[1].pas[0] = pas;
-	start_readers(self, EOPNOTSUPP, ENOENT, 0);
+	start_readers(self, EINVAL, ENOENT, 0);
 	changes = RACE({
 		uint32_t hwpt = 0;
 
@@ -746,7 +746,7 @@ TEST_F_TIMEOUT(race, dmabuf_revoked, 120)
 						&hwpt));
 		pause_a_little(n);
 		ASSERT_EQ(0, set_memory(exporter, false));
-		ASSERT_EQ(EOPNOTSUPP, get_pa_errno(self->iommufd, self->ioas, IOVA));
+		ASSERT_EQ(EINVAL, get_pa_errno(self->iommufd, self->ioas, IOVA));
 		if (n % 3 == 1)
 			ASSERT_EQ(0, destroy(self->iommufd, hwpt));
 		pause_a_little(n);
@@ -1264,6 +1264,128 @@ TEST_F_TIMEOUT(race, sigkill, 120)
 	});
 	TH_LOG("killed %u times", changes);
 	EXPECT_LT(1, changes);
+}
+
+/*
+ * The last thing that the close of a fault queue does is to drop the reference that
+ * keeps IOMMU_DESTROY from freeing the queue. One CPU runs the thread that closes and,
+ * with a higher priority, the thread that destroys. The test wakes the latter from
+ * another CPU, later if the queue was still busy and sooner if it was not, so that the
+ * wakeups gather around that moment.
+ */
+#define CLOSE_DELAY 10000
+
+struct queue {
+	pthread_t closer;
+	pthread_t destroyer;
+	int iommufd;
+	int cpu;
+	int wakeup;		/* eventfd that the destroyer reads */
+	uint32_t id;
+	int fd;			/* to be closed, then -1 */
+	bool tried;		/* the destroyer has set rc */
+	bool stop;
+	int rc;
+};
+
+static int run_on(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	return sched_setaffinity(0, sizeof(cpus), &cpus);
+}
+
+static void *close_queue(void *arg)
+{
+	struct queue *queue = arg;
+	int fd, i;
+
+	if (run_on(queue->cpu))
+		abort();
+	while (!get(&queue->stop)) {
+		fd = get(&queue->fd);
+		if (fd < 0)
+			continue;
+		/* Longer than a wakeup takes, so that one can come too early */
+		for (i = 0; i < CLOSE_DELAY; i++)
+			get(&queue->fd);
+		close(fd);
+		set(&queue->fd, -1);
+	}
+	return NULL;
+}
+
+static void *destroy_queue(void *arg)
+{
+	struct sched_param param = { .sched_priority = 1 };
+	struct queue *queue = arg;
+	uint64_t count;
+
+	if (run_on(queue->cpu) || sched_setscheduler(0, SCHED_FIFO, &param))
+		abort();
+	while (read(queue->wakeup, &count, sizeof(count)) == sizeof(count) &&
+	       !get(&queue->stop)) {
+		queue->rc = destroy(queue->iommufd, queue->id);
+		set(&queue->tried, true);
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(race, fault_queue_close_and_destroy, 120)
+{
+	struct queue queue = { .iommufd = self->iommufd, .fd = -1 };
+	unsigned int changes, early = 0, late = 0;
+	unsigned long delay = CLOSE_DELAY, i;
+	const uint64_t one = 1;
+	int cpus[2], nr = 0;
+	cpu_set_t allowed;
+
+	ASSERT_EQ(0, sched_getaffinity(0, sizeof(allowed), &allowed));
+	for (i = 0; i < CPU_SETSIZE && nr < 2; i++)
+		if (CPU_ISSET(i, &allowed))
+			cpus[nr++] = i;
+	if (nr < 2)
+		SKIP(return, "needs two CPUs");
+	queue.wakeup = eventfd(0, EFD_CLOEXEC);
+	ASSERT_LE(0, queue.wakeup);
+	queue.cpu = cpus[0];
+	ASSERT_EQ(0, pthread_create(&queue.closer, NULL, close_queue, &queue));
+	ASSERT_EQ(0, pthread_create(&queue.destroyer, NULL, destroy_queue, &queue));
+	ASSERT_EQ(0, run_on(cpus[1]));
+
+	changes = RACE_UNTIL(RESETS * MSECS, early && late, {
+		struct iommu_fault_alloc fault = { .size = sizeof(fault) };
+
+		ASSERT_EQ(0, ioctl(self->iommufd, IOMMU_FAULT_QUEUE_ALLOC, &fault));
+		queue.id = fault.out_fault_id;
+		set(&queue.tried, false);
+		set(&queue.fd, (int)fault.out_fault_fd);
+		for (i = 0; i < delay; i++)
+			get(&queue.fd);
+		ASSERT_EQ(sizeof(one), write(queue.wakeup, &one, sizeof(one)));
+		while (!get(&queue.tried) || get(&queue.fd) >= 0)
+			;
+		if (queue.rc == EBUSY) {
+			early++;
+			delay += delay / 64 + 1;
+			ASSERT_EQ(0, destroy(self->iommufd, queue.id));
+		} else {
+			late++;
+			delay -= delay / 64;
+			ASSERT_EQ(0, queue.rc);
+		}
+	});
+	set(&queue.stop, true);
+	ASSERT_EQ(sizeof(one), write(queue.wakeup, &one, sizeof(one)));
+	ASSERT_EQ(0, pthread_join(queue.closer, NULL));
+	ASSERT_EQ(0, pthread_join(queue.destroyer, NULL));
+	close(queue.wakeup);
+	TH_LOG("%u queues, %u times too early, %u times after the close, delay %lu", changes,
+	       early, late, delay);
+	EXPECT_LT(0, early);
+	EXPECT_LT(0, late);
 }
 
 TEST_HARNESS_MAIN
