@@ -76,6 +76,7 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 	} while ((pts.index = pt_range_to_index(&pts)) != 0);
 	return 0;
 }
+
 PT_MAKE_LEVELS(__read_runs, __do_read_runs);
 
 /* Clamp the range to what the current top level can map */
