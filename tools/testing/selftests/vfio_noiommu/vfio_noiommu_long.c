@@ -339,18 +339,18 @@ static void *watch_cpu(void *arg)
 		start;								\
 	})
 
-/* What takes less may well be over before others get the CPU */
+/* A shorter operation may end before others get the CPU */
 #define LONG_ENOUGH_TO_WAIT 0.5
 
-/* At least so many others get through. One may at either end of any operation. */
+/* Calls of others that have to complete. One may at either end of any operation. */
 #define SOME 3
 
-/* Where the scheduler or a signal is late, or early, it says nothing */
+/* An attempt where the signal or the scheduler is early or late proves nothing */
 #define TRIES 20
 
 /*
- * Nobody waits for all of several areas. A single area is the bound: a change of
- * the domains waits for it, and everyone else waits for the change.
+ * No call waits for all of several areas. A single area is the bound: a change of
+ * the domains waits for it, and all later calls wait for the change.
  */
 #define show(what, took, is_one)						\
 	do {									\
@@ -393,7 +393,7 @@ TEST_F_TIMEOUT(range, waits, 600)
 	}
 }
 
-/* A change gets the locks between two areas, if not at the first try */
+/* A change gets the locks between two areas */
 TEST_F_TIMEOUT(range, changes_between_areas, 600)
 {
 	struct others others = {};
@@ -401,7 +401,7 @@ TEST_F_TIMEOUT(range, changes_between_areas, 600)
 	double took;
 
 	if (self->areas == 1 || !variant->small_entries)
-		SKIP(return, "one area, or areas that are soon unmapped");
+		SKIP(return, "a single area, or areas that are unmapped in no time");
 	for (tries = 0; tries < TRIES && others.changes < SOME; tries++) {
 		ASSERT_EQ(0, map_all(self, self->areas));
 		took = WITH_OTHERS(&others, ASSERT_EQ(0, unmap_all(self)),
@@ -445,8 +445,8 @@ static bool has_exited(pid_t pid)
 
 /*
  * A child that shares the iommufd makes a call, and is killed when a sign of
- * progress says that it is within the call. How long it takes to die, or less
- * than 0 if it was through before.
+ * progress shows that it is within the call. Returns the time that it takes to
+ * die, or -1 if the call was complete before.
  */
 #define KILLED(call, is_within)							\
 	({									\
@@ -478,8 +478,8 @@ static uint64_t touch_all(struct _test_data_range *self)
 }
 
 /*
- * Nothing of GET_PA's is seen before it ends. When to kill it is found by trying:
- * afterwards the extents say what was early and what was late.
+ * The progress of GET_PA can't be seen before it ends. The delay before the kill is
+ * found by trying: the extents show afterwards whether it was too short or too long.
  */
 TEST_F_TIMEOUT(range, get_pa_killed, 600)
 {
@@ -528,14 +528,14 @@ TEST_F_TIMEOUT(range, map_killed, 600)
 	EXPECT_TRUE(cut);
 }
 
-/* Others who hold the file don't see half an unmap */
+/* An unmap that is killed is finished: others that share the file see no half of it */
 TEST_F_TIMEOUT(range, unmap_killed, 600)
 {
 	uint64_t offset;
 	double took;
 
 	ASSERT_EQ(0, map_all(self, self->areas));
-	/* That the first area is gone is the first that is to be seen of it */
+	/* The first area is gone as soon as the unmap has started */
 	took = KILLED(unmap_all(self), get_pa_errno(self->iommufd, self->ioas, IOVA));
 	TH_LOG("unmap killed: %.3f s", took);
 	for (offset = 0; offset < self->size; offset += GIB)
