@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Physical addresses behind the IOVAs of an IOAS
+ * Physical addresses of the IOVAs of an IOAS
  *
  * The IOVA range is read area by area, and a large area in several steps. Locks
  * are held for a step only: between two steps what was found is copied to the
@@ -24,13 +24,13 @@
 
 /**
  * struct noiommu_extents - Extents that were found so far
- * @first: Those that were not copied to the user yet
- * @next: Behind the last of them
- * @end: Behind the last one that there is room for
- * @length: Bytes in all that were found
- * @to_user: There is an array of the user's
- * @uptr: Where @first goes in it
- * @uroom: How many more it holds from there on, 1 without it
+ * @first: Extents not copied to the user yet
+ * @next: One past the last extent found
+ * @end: End of the array
+ * @length: Bytes found in all
+ * @to_user: The user has an array
+ * @uptr: Where @first goes in the user's array
+ * @uroom: Entries left in the user's array, or 1 without one
  */
 struct noiommu_extents {
 	struct iommu_noiommu_extent *first;
