@@ -21,7 +21,7 @@ topic_needs()
 }
 
 # series_patches [TOPIC...]: the patches of the topics, or all, in order. To quilt those
-# that have files of ours only are comments, as it takes no patch without a diff
+# that only add files of ours are comments, as it takes no patch without a diff
 series_patches()
 {
 	awk -v want=" $* " '

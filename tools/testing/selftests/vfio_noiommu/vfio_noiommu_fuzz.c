@@ -281,7 +281,7 @@ static struct {
 	int context;
 	uint32_t ioas;
 } accesses[16];
-/* Of each descriptor of a fault queue or vEVENTQ: the queue */
+/* The queue of each descriptor of a fault queue or vEVENTQ */
 static struct {
 	int context;
 	uint32_t id;
@@ -1248,7 +1248,7 @@ static void iommufd_call(struct thread *t, enum row row)
 		c->flags = below(t, 2);
 		c->iova = some_iova(t);
 		c->length = 0x10000 << below(t, 8);
-		/* Of no length, also where the last IOVA is that before the first */
+		/* A length of 0, also one whose last IOVA is below the first */
 		if (one_in(t, 8)) {
 			c->iova = one_in(t, 2) ? 0 : c->iova;
 			c->length = 0;

@@ -237,7 +237,7 @@ static bool vf_is_master(const struct late *vf)
 
 /*
  * Wait until all of the pages are free. The VF must not be able to write while any
- * of them is, and nobody may write to them.
+ * page is free, and no device may write to a free page.
  */
 static void expect_no_late_dma(struct __test_metadata *_metadata, const struct late *vf)
 {

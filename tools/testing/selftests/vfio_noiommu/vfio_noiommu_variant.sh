@@ -34,7 +34,7 @@ refused() { ! probe 2>"$error" && grep -qi 'invalid argument' "$error"; }
 unbind() { echo "$bdf" >"$device/driver/unbind"; }
 not() { ! "$@"; }
 group_node() { [ -c "/dev/vfio/noiommu-$(basename "$(readlink "$device/iommu_group")")" ]; }
-# Of this device, by the names that a cdev has with and without an IOMMU
+# Does the device have a cdev, named as with or as without an IOMMU?
 cdev()
 {
 	for dir in "$device"/vfio-dev/*; do
