@@ -20,8 +20,8 @@ topic_needs()
 		' "$top/patches/$base/series" || die "there is no topic $1, but $(topics | paste -sd' ')"
 }
 
-# series_patches [TOPIC...]: the patches of the topics, or all, in order. To quilt those
-# that only add files of ours are comments, as it takes no patch without a diff
+# series_patches [TOPIC...]: the patches of the topics, or all, in order, including those
+# that are commented out for quilt
 series_patches()
 {
 	awk -v want=" $* " '
