@@ -3,10 +3,13 @@
 # shellcheck shell=sh disable=SC2034
 
 top=$(cd "$(dirname "$0")/.." && pwd)
-base=${BASE:-7.2}
+base=${BASE:-$(cat "$top/build/base" 2>/dev/null || echo 7.2)}
 # VARIANT: unpatched, or a prefix of the series; empty is all of it
 build=$top/build/$base${VARIANT:+-$VARIANT}
 src=$build/src
+# Below patches are those of all bases, and the series names those that a base has
+patches=$top/patches
+series=$patches/$base/series
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/iommufd-noiommu
 jobs=$(nproc)
 
@@ -17,13 +20,51 @@ die()
 }
 
 # Is it the series, whole? There is none for a base without patches/$base
-patched() { [ -z "${VARIANT:-}" ] && [ -d "$top/patches/$base" ]; }
+patched() { [ -z "${VARIANT:-}" ] && [ -f "$series" ]; }
 
-# The files that are wholly ours, by their in-tree path
+# series_patches [TOPIC...]: the patches of the topics, or all, in order, including those
+# that are commented out for quilt, by their path below patches/
+series_patches()
+{
+	awk -v want=" $* " '
+		/^# topic / { topic = $3; sub(/:/, "", topic) }
+		{ sub(/^#/, "") }
+		/^[^ ]+\.patch$/ && (want == "  " || index(want, " " topic " "))
+		' "$series"
+}
+
+# in_series FILE: the last patch of the series that changes FILE, or nothing
+in_series() { (cd "$patches" && series_patches | xargs grep -lxF "+++ b/$1" | tail -n 1); }
+
+# What the patches of the series change
+touched_files()
+{
+	(cd "$patches" && series_patches | xargs sed -n 's/^+++ b\/\([^	]*\).*/\1/p' | LC_ALL=C sort -u)
+}
+
+# The files that are wholly ours, by their in-tree path: New-file: lines of the series
 our_files()
 {
-	! patched || (cd "$top" && find Documentation drivers include kernel \
-		samples tools -type f 2>/dev/null | sort)
+	! patched || (cd "$patches" && series_patches |
+		xargs sed -n 's/^New-file: //p' | LC_ALL=C sort)
+}
+
+# Those of them that a patch of this base changes
+our_touched_files()
+{
+	! patched || {
+		our_files
+		touched_files
+	} | LC_ALL=C sort | uniq -d
+}
+
+# What the series is: its list, its patches, and the files of ours that they change
+patches_sum()
+{
+	! patched || {
+		(cd "$patches" && { echo "$base/series"; series_patches; } | xargs cat)
+		(cd "$top" && our_touched_files | xargs -r cat)
+	} | sha256sum
 }
 
 # step TEXT: says what starts; done_step says how long it took.

@@ -3,7 +3,7 @@
 # shellcheck shell=sh disable=SC2154
 
 # topics: their names, in order
-topics() { sed -n 's/^# topic \([a-z]*\):.*/\1/p' "$top/patches/$base/series"; }
+topics() { sed -n 's/^# topic \([a-z]*\):.*/\1/p' "$series"; }
 
 # topic_needs TOPIC: the topics that it builds on, and it, in order
 topic_needs()
@@ -17,16 +17,5 @@ topic_needs()
 		}
 		/^# topic / { name = $3; sub(/:/, "", name); order[++nr] = name; sub(/^[^:]*:/, ""); on[name] = $0 }
 		END { add(topic); for (i = 1; i <= nr; i++) if (order[i] in added) print order[i]; exit !(topic in on) }
-		' "$top/patches/$base/series" || die "there is no topic $1, but $(topics | paste -sd' ')"
-}
-
-# series_patches [TOPIC...]: the patches of the topics, or all, in order, including those
-# that are commented out for quilt
-series_patches()
-{
-	awk -v want=" $* " '
-		/^# topic / { topic = $3; sub(/:/, "", topic) }
-		{ sub(/^#/, "") }
-		/^[^ ]+\.patch$/ && (want == "  " || index(want, " " topic " "))
-		' "$top/patches/$base/series"
+		' "$series" || die "there is no topic $1, but $(topics | paste -sd' ')"
 }
