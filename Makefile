@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
 # The front door. Each target is a short script in scripts/.
 
-BASE ?= 7.2
+# Without BASE scripts/base chooses
+ifdef BASE
 export BASE
+endif
+base := $(or $(BASE),$(shell cat build/base 2>/dev/null || echo 7.2))
 
-.PHONY: help run test test-full fuzz bench shell tree build refresh clean deps bisect configs check series dist docs deb run-debian test-debian debian-patch
+.PHONY: help base run test test-full fuzz bench shell tree build refresh clean deps bisect configs check series dist docs deb run-debian test-debian debian-patch
 
 help:
-	@echo "make run       build Linux $(BASE) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
+	@echo "make run       build Linux $(base) with cdev noiommu, boot it in QEMU, drive an NVMe disk"
 	@echo "make test      all tests, in QEMU; the last line is 'N passed, N failed, N skipped'"
 	@echo "               SUITE=name runs one suite or collection of scripts/suites.list,"
 	@echo "               ROUNDS=N goes N rounds of each test that goes rounds"
@@ -17,9 +20,9 @@ help:
 	@echo "make bench     what map, GET_PA and unmap cost, against Linux 7.3 and pagemap"
 	@echo "               MIB=256 goes up to that size only, 1024 by default"
 	@echo "make shell     the same guest, with the devices bound, to a shell"
-	@echo "make tree      download Linux $(BASE) and compose build/$(BASE)/src"
+	@echo "make tree      download Linux $(base) and compose build/$(base)/src"
 	@echo "make build     build the kernel CONFIG (run by default, or test) incrementally"
-	@echo "make refresh   take edits made in build/$(BASE)/src back into patches/ and our files"
+	@echo "make refresh   take edits made in build/$(base)/src back into patches/ and our files"
 	@echo "make bisect    build, boot and test every prefix of each topic of the series: hours"
 	@echo "               TOPIC=name does that of one topic, on those that it builds on"
 	@echo "make configs   compile iommufd and VFIO in every combination of options, on 5 architectures"
@@ -27,8 +30,8 @@ help:
 	@echo "make check     checkpatch, sparse, W=1, kernel-doc, coccicheck, codespell, shellcheck"
 	@echo "make series    the series as commits, and each topic as mails with a cover letter;"
 	@echo "               TOPIC=name writes one, VERSION=2 makes a v2"
-	@echo "make dist      an archive of it: mailbox, quilt series, checksums, tried on $(BASE).y"
-	@echo "make deb       a DKMS package for Debian's stock kernels $(BASE).y"
+	@echo "make dist      an archive of it: mailbox, quilt series, checksums, tried on $(base).y"
+	@echo "make deb       a DKMS package for Debian's stock kernels $(base).y"
 	@echo "make run-debian  boot those, with the package's modules: ABI tests and an NVMe disk"
 	@echo "make test-debian  a Debian on which it is installed, used and removed: as root"
 	@echo "make debian-patch  the series for Debian's kernel source package"
@@ -36,13 +39,18 @@ help:
 	@echo "               fails on a message that the unpatched kernel's pages lack"
 	@echo "make clean     remove build/ (downloads and ccache are kept in the cache)"
 	@echo
-	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(BASE) instead of downloading one"
+	@echo "BASE=7.3 in front of make, or after its target, takes the series for Linux 7.3. Without"
+	@echo "it that is 7.2, or 7.3 where Debian has no linux-source-7.2 any more"
+	@echo "KERNEL_SRC=DIR|TARBALL  use this Linux $(base) instead of downloading one"
 	@echo "ACCEL=kvm|tcg           choose instead of trying"
 
 deps:
 	@scripts/deps
 
-tree: deps
+base: deps
+	@scripts/base
+
+tree: base
 	@scripts/compose
 
 CONFIG ?= run
@@ -70,25 +78,25 @@ N ?= 1000000
 fuzz: tree
 	@scripts/fuzz $(N) "$(SEED)" $(REPLAY)
 
-bench:
+bench: base
 	@scripts/deps gnuplot-nox
 	@scripts/bench
 
-bisect: deps
+bisect: base
 	@scripts/bisect
 
 configs: tree
 	@scripts/configs
 
-check:
+check: base
 	@scripts/deps codespell coccinelle git shellcheck
 	@scripts/check
 
-series:
+series: base
 	@scripts/deps git
 	@scripts/series
 
-dist:
+dist: base
 	@scripts/deps git
 	@scripts/dist
 
@@ -104,7 +112,7 @@ test-debian: tree
 	@scripts/deps debhelper dh-dkms e2fsprogs git mmdebstrap
 	@scripts/test-debian
 
-debian-patch:
+debian-patch: base
 	@scripts/deps git
 	@scripts/debian-patch
 
