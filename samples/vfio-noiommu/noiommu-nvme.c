@@ -115,7 +115,7 @@ static int noiommu_open_cdev(const char *address)
 	errno = 0;
 	if (strncmp(name, "noiommu-", 8))
 		die("Either it has an IOMMU, and takes IOVAs, which this driver does not know,\n"
-		    "  or the kernel was built without CONFIG_VFIO_CDEV_NOIOMMU.",
+		    "  or the kernel was built without noiommu cdevs.",
 		    "%s has no noiommu cdev (vfio-dev/%s)", address, name);
 
 	snprintf(path, sizeof(path), "/dev/vfio/devices/%s", name);
