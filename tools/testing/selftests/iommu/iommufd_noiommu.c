@@ -46,7 +46,7 @@ FIXTURE_TEARDOWN(noiommu)
 }
 
 #define check_ioas(ioas, va, iova, size) \
-	check_pas(_metadata, self->fd, ioas, va, iova, size)
+	check_pas_and_extents(_metadata, self->fd, ioas, va, iova, size)
 
 TEST_F(noiommu, automatic_hwpt)
 {
