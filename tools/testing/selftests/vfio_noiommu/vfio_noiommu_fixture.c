@@ -57,6 +57,7 @@ bool find_one_of_each(char bdf[2][256])
 	bdf[1][0] = 0;
 	for (i = 0; i < 3; i++)
 		if (find_device(ids[i][0], ids[i][1], found, sizeof(found)))
-			strcpy(bdf[device_has_iommu(found)], found);
+			snprintf(bdf[device_has_iommu(found)], sizeof(found), "%s",
+				 found);
 	return bdf[0][0] && bdf[1][0];
 }
