@@ -46,7 +46,7 @@ FIXTURE_TEARDOWN(noiommu)
 }
 
 #define check_ioas(ioas, va, iova, size) \
-	check_pas(_metadata, self->fd, ioas, va, iova, size)
+	check_pas_and_extents(_metadata, self->fd, ioas, va, iova, size)
 
 TEST_F(noiommu, automatic_hwpt)
 {
@@ -1064,7 +1064,7 @@ TEST_F(noiommu, nesting_and_viommu)
 	ASSERT_EQ(0, destroy(self->fd, id));
 
 	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, parent, data));
-	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, viommu, data));
+	EXPECT_EQ(EINVAL, alloc_nested(self->dev.idev, viommu, data));
 	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, self->dev.hwpt, data));
 	EXPECT_EQ(EOPNOTSUPP, alloc_nested(self->dev.idev, self->ioas, paging));
 	/* Nor is a noiommu HWPT a parent for one that could */
@@ -1080,7 +1080,7 @@ TEST_F(noiommu, nesting_and_viommu)
 						  self->dev.hwpt, 0,
 						  IOMMU_VIOMMU_TYPE_SELFTEST,
 						  NULL, 0, &id)));
-	EXPECT_EQ(EOPNOTSUPP,
+	EXPECT_EQ(EINVAL,
 		  ERRNO_OF(_test_cmd_vdevice_alloc(self->fd, viommu,
 						   self->dev.idev, 0x99, &id)));
 	/* The vIOMMU is none the worse for it */

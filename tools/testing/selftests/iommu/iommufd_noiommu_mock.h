@@ -6,7 +6,7 @@
 #define __IOMMUFD_NOIOMMU_MOCK_H
 
 #include "iommufd_utils.h"
-#include "iommufd_noiommu_utils.h"
+#include "iommufd_noiommu_extents.h"
 
 /* In the mock IOMMU's aperture, so that both kinds of device can have it */
 #define IOVA (4UL * MOCK_APERTURE_START)

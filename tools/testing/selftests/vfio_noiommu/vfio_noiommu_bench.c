@@ -18,6 +18,7 @@
 
 #include "kselftest.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define REPEAT 2
 

@@ -14,21 +14,10 @@
 
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define IOVA 0x10000000UL
-#define LOCKDOWN "/sys/kernel/security/lockdown"
 #define SOMEBODY 12345
-
-/* "none [integrity] confidentiality": what is in force is in brackets */
-static bool lockdown_is(const char *what)
-{
-	char text[128], state[64];
-
-	if (read_file(LOCKDOWN, text, sizeof(text)))
-		return !strcmp(what, "none");
-	snprintf(state, sizeof(state), "[%s]", what);
-	return strstr(text, state);
-}
 
 FIXTURE(caps)
 {

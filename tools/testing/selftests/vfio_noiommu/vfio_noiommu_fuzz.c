@@ -52,6 +52,7 @@
 #include "../../../../drivers/iommu/iommufd/iommufd_test.h"
 #include "kselftest.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define MAX_WORKERS	3
 #define MAX_THREADS	4

@@ -17,6 +17,7 @@
 
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define GIB 0x40000000UL
 #define IOVA 0x10000000000UL

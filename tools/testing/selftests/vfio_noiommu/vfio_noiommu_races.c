@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * GET_PA while everything that it depends on comes and goes; maps while their
- * source does; the close of a fault queue while it is destroyed
+ * source does; the close of a fault queue while it is destroyed; devices without an
+ * IOMMU while the switch is flipped, and while an IOMMU comes and goes
  *
  * Two threads ask for physical addresses all the time. Whatever happens meanwhile,
  * an answer is one of the errnos that fit, or made of addresses of memory that was
@@ -19,6 +20,7 @@
 
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define IOVA 0x40000000UL
 #define MSECS 700
@@ -1380,6 +1382,236 @@ TEST_F_TIMEOUT(race, fault_queue_close_and_destroy, 120)
 	       early, late, delay);
 	EXPECT_LT(0, early);
 	EXPECT_LT(0, late);
+}
+
+/*
+ * Registration decides whether a device is noiommu, and nothing that changes later
+ * changes that: neither the switch nor an IOMMU that comes
+ */
+FIXTURE(decision)
+{
+	char bdf[256];
+	char viommu[256];	/* an IOMMU's name on the virtio bus */
+	bool viommu_was_bound;
+	bool has_group;		/* group noiommu is configured */
+	char *va;
+	long long pinned;
+};
+
+FIXTURE_SETUP(decision)
+{
+	if (!find_device("0x1b36", "0x0010", self->bdf, sizeof(self->bdf)))
+		SKIP(return, "no NVMe disk (1b36:0010)");
+	self->pinned = pinned_pages();
+	self->va = anon(PAGE, MAP_POPULATE);
+	ASSERT_EQ(0, noiommu_switch(true));
+}
+
+#define VIRTIO_IOMMU "/sys/bus/virtio/drivers/virtio_iommu/"
+
+FIXTURE_TEARDOWN(decision)
+{
+	noiommu_switch(true);
+	if (self->viommu_was_bound) {
+		device_unbind(self->bdf);
+		write_file(VIRTIO_IOMMU "bind", self->viommu);
+	}
+	EXPECT_EQ(self->pinned, pinned_pages());
+}
+
+/* A program from open to close: 0, or what failed with which errno, as a text to log */
+static const char *use_device(struct _test_data_decision *self)
+{
+	uint32_t dev_id = 0, ioas = 0, hwpt = 0, pt_id;
+	uint64_t length = 1, phys = 0;
+	int device, iommufd, rc = 0;
+	const char *what = NULL;
+	static char text[80];
+
+#define DO(call)								\
+	do {									\
+		if (!what) {							\
+			rc = (call);						\
+			what = rc ? #call : NULL;				\
+		}								\
+	} while (0)
+	DO(open_bound(self->bdf, &device, &iommufd, &dev_id));
+	DO(ioas_alloc(iommufd, &ioas));
+	DO(ioas_map(iommufd, ioas, self->va, PAGE, IOVA, MAP_RW));
+	DO(hwpt_alloc(iommufd, dev_id, ioas, 0, &hwpt));
+	pt_id = hwpt;
+	DO(attach_pt(device, &pt_id));
+	pt_id = ioas;
+	DO(attach_pt(device, &pt_id));
+	DO(get_pa(iommufd, ioas, IOVA, &length, &phys));
+	DO(phys == pagemap_pa(self->va) ? 0 : EBADMSG);
+	DO(detach_pt(device));
+	DO(destroy(iommufd, hwpt));
+#undef DO
+	close(device);
+	close(iommufd);
+	if (what)
+		snprintf(text, sizeof(text), "%s: errno %d", what, rc);
+	return what ? text : NULL;
+}
+
+/* The group's way to the device, with iommufd as its container */
+static int use_group(struct _test_data_decision *self)
+{
+	int iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC), group, device = -1, rc;
+	char path[600];
+
+	if (!group_path(self->bdf, path, sizeof(path)))
+		return ENOENT;
+	group = open(path, O_RDWR | O_CLOEXEC);
+	rc = group < 0 ? errno : ERRNO_OF(ioctl(group, VFIO_GROUP_SET_CONTAINER, &iommufd));
+	if (!rc) {
+		device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, self->bdf);
+		rc = ERRNO_OF(device);
+	}
+	close(device);
+	close(group);
+	close(iommufd);
+	return rc;
+}
+
+static bool has_group_node(const char *bdf)
+{
+	char path[600];
+
+	return group_path(bdf, path, sizeof(path)) && !access(path, F_OK);
+}
+
+struct flipper {
+	pthread_t thread;
+	bool stop;
+	unsigned int flips;
+};
+
+static void *flip_switch(void *arg)
+{
+	struct flipper *flipper = arg;
+
+	while (!get(&flipper->stop))
+		if (noiommu_switch(++flipper->flips % 2))
+			abort();
+	return NULL;
+}
+
+TEST_F_TIMEOUT(decision, switch_flipped_while_bound, 120)
+{
+	unsigned int registered = 0, refused = 0, rounds;
+	struct flipper flipper = {};
+	char name[256];
+	const char *failed;
+
+	if (device_has_iommu(self->bdf))
+		SKIP(return, "%s has an IOMMU", self->bdf);
+	ASSERT_EQ(0, ensure_bound(self->bdf));
+	self->has_group = has_group_node(self->bdf);
+	ASSERT_EQ(0, pthread_create(&flipper.thread, NULL, flip_switch, &flipper));
+	rounds = RACE_UNTIL(10 * MSECS, registered && refused, {
+		int rc;
+
+		device_unbind(self->bdf);
+		rc = device_bind(self->bdf);
+		if (rc) {
+			/* As a whole: it left no node */
+			ASSERT_EQ(-EINVAL, rc);
+			ASSERT_FALSE(cdev_name(self->bdf, name, sizeof(name)));
+			refused++;
+		} else {
+			ASSERT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
+			ASSERT_EQ(0, strncmp(name, "noiommu-vfio", 12)) TH_LOG("%s", name);
+			ASSERT_EQ(self->has_group, has_group_node(self->bdf));
+			failed = use_device(self);
+			ASSERT_EQ(NULL, failed) TH_LOG("%s", failed);
+			if (self->has_group)
+				ASSERT_EQ(0, use_group(self));
+			registered++;
+		}
+	});
+	set(&flipper.stop, true);
+	ASSERT_EQ(0, pthread_join(flipper.thread, NULL));
+	TH_LOG("%u flips, %u rounds: %u registered and used, %u refused", flipper.flips,
+	       rounds, registered, refused);
+	ASSERT_EQ(0, noiommu_switch(true));
+	ASSERT_EQ(0, ensure_bound(self->bdf));
+}
+
+/*
+ * The driver of an IOMMU is bound and unbound all the time. It probes each device, and
+ * one that has a driver already stays what it is. Meanwhile dev->iommu is set for some
+ * instructions.
+ */
+struct iommu_driver {
+	pthread_t thread;
+	const char *viommu;
+	bool stop;
+	unsigned int turns;
+	int rc;
+};
+
+static void *come_and_go(void *arg)
+{
+	struct iommu_driver *driver = arg;
+
+	while (!get(&driver->stop) && !driver->rc) {
+		driver->rc = write_file(VIRTIO_IOMMU "bind", driver->viommu);
+		if (!driver->rc)
+			driver->rc = write_file(VIRTIO_IOMMU "unbind", driver->viommu);
+		set(&driver->turns, driver->turns + 1);
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(decision, iommu_driver_comes_and_goes, 240)
+{
+	struct iommu_driver driver = { .viommu = self->viommu };
+	char bdf[256], path[600], name[256];
+	const char *failed;
+	unsigned int used;
+
+	if (!find_device("0x1af4", "0x1057", bdf, sizeof(bdf)))
+		SKIP(return, "no virtio-iommu (1af4:1057)");
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", bdf);
+	if (access(VIRTIO_IOMMU, F_OK) ||
+	    !find_entry(path, "virtio", self->viommu, sizeof(self->viommu)))
+		SKIP(return, "no driver of virtio-iommu (CONFIG_VIRTIO_IOMMU)");
+	snprintf(path, sizeof(path), VIRTIO_IOMMU "%s", self->viommu);
+	self->viommu_was_bound = !access(path, F_OK);
+	device_unbind(self->bdf);
+	if (self->viommu_was_bound)
+		ASSERT_EQ(0, write_file(VIRTIO_IOMMU "unbind", self->viommu));
+	ASSERT_FALSE(device_has_iommu(self->bdf));
+	ASSERT_EQ(0, device_bind(self->bdf));
+	if (group_path(self->bdf, path, sizeof(path)))
+		SKIP(return, "with group noiommu the device has a group, and IOMMUs leave it");
+	ASSERT_EQ(NULL, use_device(self));
+
+	ASSERT_EQ(0, pthread_create(&driver.thread, NULL, come_and_go, &driver));
+	used = RACE_UNTIL(20 * MSECS, get(&driver.turns) >= 200 || get(&driver.rc), {
+		failed = use_device(self);
+		ASSERT_EQ(NULL, failed) TH_LOG("turn %u, %s", get(&driver.turns), failed);
+		ASSERT_FALSE(device_has_iommu(self->bdf));
+	});
+	set(&driver.stop, true);
+	ASSERT_EQ(0, pthread_join(driver.thread, NULL));
+	EXPECT_EQ(0, driver.rc);
+	TH_LOG("used %u times while the driver of the IOMMU came %u times", used,
+	       driver.turns);
+
+	/* And when it has come for good */
+	ASSERT_EQ(0, write_file(VIRTIO_IOMMU "bind", self->viommu));
+	EXPECT_EQ(NULL, use_device(self));
+	/* It is another registration that finds the IOMMU */
+	device_unbind(self->bdf);
+	ASSERT_EQ(0, device_bind(self->bdf));
+	EXPECT_TRUE(device_has_iommu(self->bdf));
+	ASSERT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
+	EXPECT_EQ(0, strncmp(name, "vfio", 4));
+	device_unbind(self->bdf);
+	ASSERT_EQ(0, write_file(VIRTIO_IOMMU "unbind", self->viommu));
 }
 
 TEST_HARNESS_MAIN

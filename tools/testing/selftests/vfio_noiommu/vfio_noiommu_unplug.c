@@ -23,6 +23,7 @@
 
 #include "kselftest_harness.h"
 #include "vfio_noiommu_util.h"
+#include "../iommu/iommufd_noiommu_extents.h"
 
 #define IOVA 0x10000000UL
 #define NR_PAGES 64

@@ -15,6 +15,8 @@
 
 #define VFIO_SWITCH "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
+#define LOCKDOWN "/sys/kernel/security/lockdown"
+
 /* Of a device, in the order of the code */
 #define read_once(ptr)		__atomic_load_n(ptr, __ATOMIC_RELAXED)
 #define write_once(ptr, value)	__atomic_store_n(ptr, value, __ATOMIC_SEQ_CST)
@@ -122,6 +124,17 @@ static inline bool device_has_iommu(const char *bdf)
 static inline int noiommu_switch(bool on)
 {
 	return write_file(VFIO_SWITCH, on ? "Y" : "N");
+}
+
+/* "none [integrity] confidentiality": what is in force is in brackets */
+static inline bool lockdown_is(const char *what)
+{
+	char text[128], state[80];
+
+	if (read_file(LOCKDOWN, text, sizeof(text)))
+		return !strcmp(what, "none");
+	snprintf(state, sizeof(state), "[%s]", what);
+	return strstr(text, state);
 }
 
 static char noiommu_switch_was[8];
