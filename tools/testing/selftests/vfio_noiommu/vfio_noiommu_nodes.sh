@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # Which nodes does a device without an IOMMU get? What is configured is given in
 # the environment, as the kernel does not tell:
-#   NOIOMMU_GROUP=1 with VFIO_NOIOMMU, NOIOMMU_CDEV=1 with VFIO_CDEV_NOIOMMU,
+#   NOIOMMU_GROUP=1 with group noiommu, NOIOMMU_CDEV=1 with cdev noiommu,
 #   0 without; by default both are on.
 #   NOIOMMU_FRESH=1 if no noiommu mode was used since boot.
 #   VFIO_NOIOMMU_DEVICES names the devices that may be used, "all" is any.
