@@ -89,3 +89,14 @@ need_space()
 	[ "$free" -ge "$2" ] ||
 		die "$1 has $free MiB free, $2 MiB are needed"
 }
+
+# use_ccache: sets $ccache to what goes before the compiler, if anything. In depend mode a
+# miss costs no run of the preprocessor; kbuild asks for the list of headers anyway
+use_ccache()
+{
+	ccache=
+	command -v ccache >/dev/null || return 0
+	export CCACHE_BASEDIR="$top/build" CCACHE_DIR="${CCACHE_DIR:-$cache/ccache}" \
+		CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+	ccache="ccache "
+}
