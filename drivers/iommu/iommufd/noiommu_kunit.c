@@ -105,10 +105,18 @@ static void noiommu_bind_is_not_the_default(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
 	struct iommufd_device *idev;
+	struct iommufd_ctx *ictx;
 	u32 id;
 
-	idev = iommufd_device_bind(NULL, dev, &id);
+	/* The bind may allocate its object before it refuses the device */
+	ictx = kunit_kzalloc(test, sizeof(*ictx), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, ictx);
+	xa_init_flags(&ictx->objects, XA_FLAGS_ALLOC1);
+
+	idev = iommufd_device_bind(ictx, dev, &id);
 	KUNIT_EXPECT_PTR_EQ(test, idev, ERR_PTR(-EINVAL));
+	KUNIT_EXPECT_TRUE(test, xa_empty(&ictx->objects));
+	xa_destroy(&ictx->objects);
 }
 
 static struct kunit_case noiommu_check_cases[] = {
