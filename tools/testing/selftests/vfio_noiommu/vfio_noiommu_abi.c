@@ -9,8 +9,6 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stddef.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -93,7 +91,7 @@ TEST_F(noiommu, get_pa_extents_of_each_memory)
 /* Makes a cgroup with the memory controller below "root", and moves there */
 static const char *enter_memory_cgroup(char *root, char *path, size_t size)
 {
-	static char text[256];
+	static char text[600];
 
 	if (!mkdtemp(root))
 		return "no temporary directory";

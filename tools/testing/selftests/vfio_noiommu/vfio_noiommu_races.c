@@ -1407,6 +1407,9 @@ FIXTURE_SETUP(decision)
 	ASSERT_EQ(0, noiommu_switch(true));
 }
 
+/* Of each time that it is opened, which resets it */
+#define ATTACHES 1000
+
 #define VIRTIO_IOMMU "/sys/bus/virtio/drivers/virtio_iommu/"
 
 FIXTURE_TEARDOWN(decision)
@@ -1414,13 +1417,17 @@ FIXTURE_TEARDOWN(decision)
 	noiommu_switch(true);
 	if (self->viommu_was_bound) {
 		device_unbind(self->bdf);
+		/* It fails where the test ended with the driver bound */
 		write_file(VIRTIO_IOMMU "bind", self->viommu);
 	}
 	EXPECT_EQ(self->pinned, pinned_pages());
 }
 
-/* A program from open to close: 0, or what failed with which errno, as a text to log */
-static const char *use_device(struct _test_data_decision *self)
+/*
+ * A program from open to close, which attaches the device so many times: NULL, or the
+ * call that failed and its errno, as a text to log
+ */
+static const char *use_device(struct _test_data_decision *self, unsigned int times)
 {
 	uint32_t dev_id = 0, ioas = 0, hwpt = 0, pt_id;
 	uint64_t length = 1, phys = 0;
@@ -1438,15 +1445,17 @@ static const char *use_device(struct _test_data_decision *self)
 	DO(open_bound(self->bdf, &device, &iommufd, &dev_id));
 	DO(ioas_alloc(iommufd, &ioas));
 	DO(ioas_map(iommufd, ioas, self->va, PAGE, IOVA, MAP_RW));
-	DO(hwpt_alloc(iommufd, dev_id, ioas, 0, &hwpt));
-	pt_id = hwpt;
-	DO(attach_pt(device, &pt_id));
-	pt_id = ioas;
-	DO(attach_pt(device, &pt_id));
-	DO(get_pa(iommufd, ioas, IOVA, &length, &phys));
-	DO(phys == pagemap_pa(self->va) ? 0 : EBADMSG);
-	DO(detach_pt(device));
-	DO(destroy(iommufd, hwpt));
+	while (times-- && !what) {
+		DO(hwpt_alloc(iommufd, dev_id, ioas, 0, &hwpt));
+		pt_id = hwpt;
+		DO(attach_pt(device, &pt_id));
+		pt_id = ioas;
+		DO(attach_pt(device, &pt_id));
+		DO(get_pa(iommufd, ioas, IOVA, &length, &phys));
+		DO(phys == pagemap_pa(self->va) ? 0 : EBADMSG);
+		DO(detach_pt(device));
+		DO(destroy(iommufd, hwpt));
+	}
 #undef DO
 	close(device);
 	close(iommufd);
@@ -1473,6 +1482,15 @@ static int use_group(struct _test_data_decision *self)
 	close(group);
 	close(iommufd);
 	return rc;
+}
+
+static const char *use_both_ways(struct _test_data_decision *self)
+{
+	const char *failed = use_device(self, 2);
+
+	if (!failed && self->has_group && use_group(self))
+		failed = "the group";
+	return failed;
 }
 
 static bool has_group_node(const char *bdf)
@@ -1510,7 +1528,7 @@ TEST_F_TIMEOUT(decision, switch_flipped_while_bound, 120)
 	ASSERT_EQ(0, ensure_bound(self->bdf));
 	self->has_group = has_group_node(self->bdf);
 	ASSERT_EQ(0, pthread_create(&flipper.thread, NULL, flip_switch, &flipper));
-	rounds = RACE_UNTIL(10 * MSECS, registered && refused, {
+	rounds = RACE_UNTIL(20 * MSECS, registered >= 64 && refused, {
 		int rc;
 
 		device_unbind(self->bdf);
@@ -1524,16 +1542,14 @@ TEST_F_TIMEOUT(decision, switch_flipped_while_bound, 120)
 			ASSERT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
 			ASSERT_EQ(0, strncmp(name, "noiommu-vfio", 12)) TH_LOG("%s", name);
 			ASSERT_EQ(self->has_group, has_group_node(self->bdf));
-			failed = use_device(self);
+			/* A use takes as long as many registrations */
+			failed = registered++ % 16 ? NULL : use_both_ways(self);
 			ASSERT_EQ(NULL, failed) TH_LOG("%s", failed);
-			if (self->has_group)
-				ASSERT_EQ(0, use_group(self));
-			registered++;
 		}
 	});
 	set(&flipper.stop, true);
 	ASSERT_EQ(0, pthread_join(flipper.thread, NULL));
-	TH_LOG("%u flips, %u rounds: %u registered and used, %u refused", flipper.flips,
+	TH_LOG("%u flips, %u rounds: %u registered, %u refused", flipper.flips,
 	       rounds, registered, refused);
 	ASSERT_EQ(0, noiommu_switch(true));
 	ASSERT_EQ(0, ensure_bound(self->bdf));
@@ -1546,18 +1562,31 @@ TEST_F_TIMEOUT(decision, switch_flipped_while_bound, 120)
  */
 struct iommu_driver {
 	pthread_t thread;
+	const char *bdf;
 	const char *viommu;
 	bool stop;
 	unsigned int turns;
 	int rc;
 };
 
+/* A device that the IOMMU serves, if there is one */
+static bool serves(const char *bdf, char *name, size_t size)
+{
+	char path[600];
+
+	snprintf(path, sizeof(path), "/sys/class/iommu/%s/devices", bdf);
+	return find_entry(path, "", name, size);
+}
+
 static void *come_and_go(void *arg)
 {
 	struct iommu_driver *driver = arg;
+	char name[256];
 
 	while (!get(&driver->stop) && !driver->rc) {
 		driver->rc = write_file(VIRTIO_IOMMU "bind", driver->viommu);
+		if (!driver->rc && serves(driver->bdf, name, sizeof(name)))
+			driver->rc = -EBUSY;
 		if (!driver->rc)
 			driver->rc = write_file(VIRTIO_IOMMU "unbind", driver->viommu);
 		set(&driver->turns, driver->turns + 1);
@@ -1567,8 +1596,8 @@ static void *come_and_go(void *arg)
 
 TEST_F_TIMEOUT(decision, iommu_driver_comes_and_goes, 240)
 {
-	struct iommu_driver driver = { .viommu = self->viommu };
 	char bdf[256], path[600], name[256];
+	struct iommu_driver driver = { .bdf = bdf, .viommu = self->viommu };
 	const char *failed;
 	unsigned int used;
 
@@ -1580,38 +1609,45 @@ TEST_F_TIMEOUT(decision, iommu_driver_comes_and_goes, 240)
 		SKIP(return, "no driver of virtio-iommu (CONFIG_VIRTIO_IOMMU)");
 	snprintf(path, sizeof(path), VIRTIO_IOMMU "%s", self->viommu);
 	self->viommu_was_bound = !access(path, F_OK);
-	device_unbind(self->bdf);
-	if (self->viommu_was_bound)
+	if (self->viommu_was_bound) {
+		/* virtio_iommu oopses when it is unbound while it serves a device */
+		while (serves(bdf, name, sizeof(name))) {
+			if (!device_may_be_used(name))
+				SKIP(return, "%s is behind the IOMMU too", name);
+			ASSERT_EQ(0, device_write(name, "remove", "1"));
+		}
 		ASSERT_EQ(0, write_file(VIRTIO_IOMMU "unbind", self->viommu));
+		ASSERT_EQ(0, write_file("/sys/bus/pci/rescan", "1"));
+	}
 	ASSERT_FALSE(device_has_iommu(self->bdf));
-	ASSERT_EQ(0, device_bind(self->bdf));
+	ASSERT_EQ(0, ensure_bound(self->bdf));
 	if (group_path(self->bdf, path, sizeof(path)))
 		SKIP(return, "with group noiommu the device has a group, and IOMMUs leave it");
-	ASSERT_EQ(NULL, use_device(self));
+	ASSERT_EQ(NULL, use_device(self, 1));
 
 	ASSERT_EQ(0, pthread_create(&driver.thread, NULL, come_and_go, &driver));
 	used = RACE_UNTIL(20 * MSECS, get(&driver.turns) >= 200 || get(&driver.rc), {
-		failed = use_device(self);
+		failed = use_device(self, ATTACHES);
 		ASSERT_EQ(NULL, failed) TH_LOG("turn %u, %s", get(&driver.turns), failed);
 		ASSERT_FALSE(device_has_iommu(self->bdf));
 	});
 	set(&driver.stop, true);
 	ASSERT_EQ(0, pthread_join(driver.thread, NULL));
-	EXPECT_EQ(0, driver.rc);
-	TH_LOG("used %u times while the driver of the IOMMU came %u times", used,
-	       driver.turns);
+	EXPECT_EQ(0, driver.rc) TH_LOG("-16: it serves a device that has no driver");
+	TH_LOG("opened %u times, attached %u times each, while the driver came %u times", used,
+	       ATTACHES, driver.turns);
 
 	/* And when it has come for good */
 	ASSERT_EQ(0, write_file(VIRTIO_IOMMU "bind", self->viommu));
-	EXPECT_EQ(NULL, use_device(self));
-	/* It is another registration that finds the IOMMU */
-	device_unbind(self->bdf);
-	ASSERT_EQ(0, device_bind(self->bdf));
+	EXPECT_EQ(NULL, use_device(self, 1));
+	/* The IOMMU is for a device that is added after it */
+	ASSERT_EQ(0, device_write(self->bdf, "remove", "1"));
+	ASSERT_EQ(0, write_file("/sys/bus/pci/rescan", "1"));
 	EXPECT_TRUE(device_has_iommu(self->bdf));
+	ASSERT_EQ(0, device_bind(self->bdf));
 	ASSERT_TRUE(cdev_name(self->bdf, name, sizeof(name)));
 	EXPECT_EQ(0, strncmp(name, "vfio", 4));
 	device_unbind(self->bdf);
-	ASSERT_EQ(0, write_file(VIRTIO_IOMMU "unbind", self->viommu));
 }
 
 TEST_HARNESS_MAIN
