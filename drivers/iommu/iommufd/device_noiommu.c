@@ -27,17 +27,18 @@ static bool noiommu_is_coherent(struct device *dev)
  *
  * Logs the reason in one line if it can't.
  *
- * Context: Process context, before @dev is bound.
+ * Context: Process context, before @dev is bound. An IOMMU that probes @dev after
+ * this, with @dev in no iommu_group, is not noticed.
  * Return: 0; -EINVAL if @dev is behind an IOMMU after all; -EOPNOTSUPP if a
  * physical address is not what @dev must be programmed with or the CPU's caches
  * don't see its DMA.
  */
 int iommufd_noiommu_check_device(struct device *dev)
 {
-	struct dev_iommu *iommu = READ_ONCE(dev->iommu);
 	const char *reason = "DMA is not cache coherent";
 
-	if (iommu && iommu->iommu_dev)
+	/* Only the pointer: a probe that fails meanwhile frees what it points to */
+	if (READ_ONCE(dev->iommu))
 		return -EINVAL;
 
 	if (dma_addr_is_phys(dev, &reason) && noiommu_is_coherent(dev))

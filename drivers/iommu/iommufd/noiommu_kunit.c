@@ -50,11 +50,9 @@ static void noiommu_check_good(struct kunit *test)
 static void noiommu_check_iommu(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
-	struct iommu_device iommu_dev = {};
 	struct dev_iommu iommu = {};
 
 	dev->iommu = &iommu;
-	iommu.iommu_dev = &iommu_dev;
 	KUNIT_EXPECT_EQ(test, iommufd_noiommu_check_device(dev), -EINVAL);
 	dev->iommu = NULL;
 }
@@ -100,7 +98,7 @@ static void noiommu_bind_refuses(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, idev, ERR_PTR(-EOPNOTSUPP));
 }
 
-/* That a device has no IOMMU is not enough: the driver has to say so */
+/* It is not enough that a device has no IOMMU: the driver has to say so */
 static void noiommu_bind_is_not_the_default(struct kunit *test)
 {
 	struct device *dev = noiommu_good_device(test);
