@@ -90,13 +90,13 @@ need_space()
 		die "$1 has $free MiB free, $2 MiB are needed"
 }
 
-# use_ccache: sets $ccache to what goes before the compiler, if anything. In depend mode a
-# miss costs no run of the preprocessor; kbuild asks for the list of headers anyway
+# use_ccache: sets $ccache to what goes before the compiler, if anything. Not in depend mode:
+# kernels that differ in a few options share what is the same after the preprocessor
 use_ccache()
 {
 	ccache=
 	command -v ccache >/dev/null || return 0
 	export CCACHE_BASEDIR="$top/build" CCACHE_DIR="${CCACHE_DIR:-$cache/ccache}" \
-		CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
+		CCACHE_NOHASHDIR=1
 	ccache="ccache "
 }
