@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 # Sourced by the other scripts: where things are, and how they speak.
-# shellcheck shell=sh disable=SC2034
+# shellcheck shell=sh disable=SC2034,SC2120
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 base=${BASE:-$(cat "$top/build/base" 2>/dev/null || echo 7.2)}
@@ -22,8 +22,8 @@ die()
 # Is it the series, whole? There is none for a base without patches/$base
 patched() { [ -z "${VARIANT:-}" ] && [ -f "$series" ]; }
 
-# series_patches [TOPIC...]: the patches of the topics, or all, in order, including those
-# that are commented out for quilt, by their path below patches/
+# series_patches [TOPIC...]: the patches of the topics, or all, in order, by their path below
+# patches/. Patches that are commented out for quilt are included
 series_patches()
 {
 	awk -v want=" $* " '
@@ -36,7 +36,7 @@ series_patches()
 # in_series FILE: the last patch of the series that changes FILE, or nothing
 in_series() { (cd "$patches" && series_patches | xargs grep -lxF "+++ b/$1" | tail -n 1); }
 
-# What the patches of the series change
+# The files that the patches of the series change
 touched_files()
 {
 	(cd "$patches" && series_patches | xargs sed -n 's/^+++ b\/\([^	]*\).*/\1/p' | LC_ALL=C sort -u)
@@ -58,7 +58,7 @@ our_touched_files()
 	} | LC_ALL=C sort | uniq -d
 }
 
-# What the series is: its list, its patches, and the files of ours that they change
+# A checksum of the series: its list, its patches, and the files of ours that they change
 patches_sum()
 {
 	! patched || {

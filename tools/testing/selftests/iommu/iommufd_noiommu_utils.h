@@ -293,7 +293,7 @@ static inline void pagemap_pas(const void *va, size_t pages, uint64_t *pas)
 		close(fd);
 }
 
-/* What is mapped at the pages from an IOVA on, 0 for a hole. After it there is a hole. */
+/* The pages mapped from an IOVA on, 0 for a hole. A hole follows the last one. */
 struct pa_map {
 	uint64_t iova;
 	size_t pages;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the user ABI of cdev noiommu has beyond that of Linux 7.3, case by case, on
+ * The user ABI of cdev noiommu beyond that of Linux 7.3, case by case, on
  * devices without an IOMMU. vfio_noiommu_compat has the rest.
  *
  * Run as root. Takes the devices named in the fixture's variants away from
