@@ -7,7 +7,7 @@
 
 #include "iommufd_noiommu_utils.h"
 
-/* With extents; *nr is the room for them, and how many there were */
+/* GET_PA with extents. *nr is the room for them, and returns the entries written */
 static inline int get_pa_extents(int iommufd, uint32_t ioas, uint64_t iova,
 				 uint64_t *length, void *extents, uint32_t *nr)
 {
@@ -33,8 +33,8 @@ static inline int get_pa_extents(int iommufd, uint32_t ioas, uint64_t iova,
 }
 
 /*
- * What GET_PA has to say, found page by page and otherwise knowing nothing. The
- * bytes described; *nr is the room, and how many entries there are.
+ * The extents that GET_PA has to report, computed from @map page by page, and the
+ * bytes that they describe. *nr is the room in extents, and returns the entries used.
  */
 static inline uint64_t expect_extents(const struct pa_map *map, uint64_t iova,
 				      uint64_t length,
