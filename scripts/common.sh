@@ -23,7 +23,7 @@ die()
 patched() { [ -z "${VARIANT:-}" ] && [ -f "$series" ]; }
 
 # series_patches [TOPIC...]: the patches of the topics, or all, in order, by their path below
-# patches/. Patches that are commented out for quilt are included
+# patches/, including those that the series comments out for quilt
 series_patches()
 {
 	awk -v want=" $* " '
