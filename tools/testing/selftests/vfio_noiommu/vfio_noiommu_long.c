@@ -507,6 +507,47 @@ TEST_F_TIMEOUT(range, get_pa_killed, 600)
 	EXPECT_GT(self->size, length);
 }
 
+static int get_first_gib(struct _test_data_range *self,
+			 struct iommu_ioas_noiommu_get_pa *cmd)
+{
+	*cmd = (struct iommu_ioas_noiommu_get_pa){
+		.size = sizeof(*cmd),
+		.ioas_id = self->ioas,
+		.iova = IOVA,
+		.length = GIB,
+	};
+	__atomic_store_n(self->begun, 1, __ATOMIC_RELAXED);
+	return ioctl(self->iommufd, IOMMU_IOAS_NOIOMMU_GET_PA, cmd);
+}
+
+/* Without extents the length shows it, in memory shared with the child */
+TEST_F_TIMEOUT(range, plain_get_pa_killed, 600)
+{
+	struct iommu_ioas_noiommu_get_pa *cmd;
+	unsigned int delay = 0, tries;
+	double took;
+
+	if (!variant->small_entries)
+		SKIP(return, "too short to be killed within");
+	cmd = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, cmd);
+	ASSERT_EQ(0, map_all(self, self->areas));
+	for (tries = 0; tries < TRIES; tries++) {
+		*self->begun = 0;
+		cmd->out_phys = 0;
+		took = KILLED((touch_all(self), get_first_gib(self, cmd)),
+			      read_count(self->begun) && !usleep(delay));
+		if (cmd->out_phys && cmd->length < GIB)
+			break;
+		delay = cmd->out_phys ? delay / 2 : delay * 2 + 50;
+	}
+	TH_LOG("plain GET_PA killed: %.3f s, %llu of 1024 MiB, try %u", took,
+	       (unsigned long long)cmd->length >> 20, tries);
+	EXPECT_NE(0, cmd->out_phys);
+	EXPECT_GT(GIB, cmd->length);
+	munmap(cmd, PAGE);
+}
+
 /* A map that is killed is not finished, but undone */
 TEST_F_TIMEOUT(range, map_killed, 600)
 {
