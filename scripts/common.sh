@@ -81,6 +81,15 @@ done_step()
 		"$(($(date +%s) - step_start))"
 }
 
+# try WHAT COMMAND...: quiet when it goes well; $log has the output
+# shellcheck disable=SC2154
+try()
+{
+	what=$1
+	shift
+	"$@" >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "$what"; }
+}
+
 # need_space DIR MIB: a full disk is said before the work, not in its middle.
 need_space()
 {
