@@ -81,13 +81,14 @@ done_step()
 		"$(($(date +%s) - step_start))"
 }
 
-# try WHAT COMMAND...: quiet when it goes well; $log has the output
+# try REASON COMMAND...: runs it with its output in $log. On failure shows the end of that, and
+# dies with REASON
 # shellcheck disable=SC2154
 try()
 {
-	what=$1
+	reason=$1
 	shift
-	"$@" >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "$what"; }
+	"$@" >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "$reason"; }
 }
 
 # need_space DIR MIB: a full disk is said before the work, not in its middle.

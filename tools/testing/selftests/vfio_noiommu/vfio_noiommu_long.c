@@ -379,7 +379,7 @@ static void wait_for_each(struct __test_metadata *_metadata, struct _test_data_r
 			  void *(*change)(void *))
 {
 	bool is_one = self->areas == 1;
-	/* What is the bound is not waited for */
+	/* Calls that may wait for a whole area, or for a domain to be filled, are not checked */
 	bool map_ok = is_one && change != change_nothing;
 	bool get_ok = map_ok || change == change_domains;
 	bool unmap_ok = get_ok;
