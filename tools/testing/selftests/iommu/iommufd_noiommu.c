@@ -510,6 +510,51 @@ TEST_F(noiommu, copy_from_elsewhere)
 	EXPECT_EQ(self->held.pinned, pinned_pages());
 }
 
+/*
+ * One huge page again and again, whose entries do not continue each other, and a
+ * copy that begins inside of each of them. The unmap ends inside of it too, and
+ * has to find the end of the entry.
+ */
+TEST_F(noiommu, copy_from_inside_of_an_entry)
+{
+	const unsigned int times = 5;
+	size_t size = times * HUGE_PAGE;
+	char *va = mmap(NULL, size + HUGE_PAGE, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct mock second;
+	uint32_t other;
+	unsigned int i;
+	int fd;
+
+	ASSERT_NE(MAP_FAILED, (void *)va);
+	va = (char *)(((uintptr_t)va + HUGE_PAGE - 1) & -HUGE_PAGE);
+	fd = memfd_create("hugetlb", MFD_HUGETLB);
+	if (fd < 0 || ftruncate(fd, HUGE_PAGE))
+		SKIP(return, "no huge pages");
+	for (i = 0; i < times; i++)
+		if (mmap(va + i * HUGE_PAGE, HUGE_PAGE, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+			SKIP(return, "no huge page is free");
+	ASSERT_EQ(0, ioas_alloc(self->fd, &other));
+	ASSERT_EQ(0, mock_noiommu(self->fd, other, &second));
+
+	for (i = 0; i < times; i++) {
+		size_t start = i * HUGE_PAGE + (1 + 100 * i) * PAGE;
+
+		ASSERT_EQ(0, ioas_map(self->fd, self->ioas, va, size, IOVA, MAP_RW));
+		ASSERT_EQ(0, ioas_copy(self->fd, other, IOVA + start, self->ioas,
+				       IOVA + start, size - start));
+		ASSERT_EQ(0, ioas_unmap(self->fd, self->ioas, IOVA, size));
+		EXPECT_EQ(ENOENT, get_pa_errno(self->fd, self->ioas, IOVA + start));
+		EXPECT_EQ(self->held.pinned + (size - start) / PAGE, pinned_pages());
+		check_ioas(other, va + start, IOVA + start, size - start);
+		ASSERT_EQ(0, ioas_unmap(self->fd, other, 0, ULLONG_MAX));
+		EXPECT_EQ(self->held.pinned, pinned_pages());
+	}
+	munmap(va, size);
+	close(fd);
+}
+
 TEST_F(noiommu, unmap_while_attached)
 {
 	char *va = anon(32 * PAGE, 0);
