@@ -511,9 +511,9 @@ TEST_F(noiommu, copy_from_elsewhere)
 }
 
 /*
- * One huge page again and again, whose entries do not continue each other, and a
- * copy that begins inside of each of them. The unmap ends inside of it too, and
- * has to find the end of the entry.
+ * Map one huge page several times, so that no entry continues the one before, and
+ * start a copy inside of each entry. What the unmap gives back ends there as well,
+ * but it has to unmap the entry as a whole.
  */
 TEST_F(noiommu, copy_from_inside_of_an_entry)
 {
