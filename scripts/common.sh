@@ -19,6 +19,13 @@ die()
 	exit 1
 }
 
+# For what depends on what a mirror has: the caller may go on without it
+unavailable()
+{
+	echo "${0##*/}: $*" >&2
+	exit 77
+}
+
 # Is it the series, whole? There is none for a base without patches/$base
 patched() { [ -z "${VARIANT:-}" ] && [ -f "$series" ]; }
 

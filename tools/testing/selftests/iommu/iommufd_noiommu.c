@@ -511,9 +511,9 @@ TEST_F(noiommu, copy_from_elsewhere)
 }
 
 /*
- * Map one huge page several times, so that no entry continues the one before, and
- * start a copy inside of each entry. What the unmap gives back ends there as well,
- * but it has to unmap the entry as a whole.
+ * Map one huge page several times, so that no entry continues the previous one, and
+ * start a copy inside of each entry. The pages before the copy are unpinned, up to the
+ * middle of the entry, but the domain unmaps the entry as a whole.
  */
 TEST_F(noiommu, copy_from_inside_of_an_entry)
 {
