@@ -19,7 +19,7 @@ die()
 	exit 1
 }
 
-# For what depends on what a mirror has: the caller may go on without it
+# unavailable REASON: a mirror lacks something. By 77 the caller knows that it may go on without
 unavailable()
 {
 	echo "${0##*/}: $*" >&2
